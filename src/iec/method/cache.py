@@ -1,0 +1,118 @@
+"""Feature caches around a correction pass: the protocol they implement, and the three policies written once."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from iec.method.clock import Clock
+from iec.method.config import CachePolicy
+
+Result = TypeVar("Result")
+
+
+class Cache(Protocol):
+    """A feature cache whose state can be read and put back."""
+
+    def snapshot(self) -> Any:
+        """The cache's state; tensors by reference, since caches replace tensors and never write into them."""
+
+    def restore(self, state: Any, samples: torch.Tensor | None = None) -> None:
+        """Put `state` back: all of it, or only the rows of `samples` (bool [B])."""
+
+    def forced_full(self) -> AbstractContextManager[None]:
+        """While entered, every evaluation is computed in full."""
+
+    def was_full(self) -> bool | None:
+        """Whether the latest evaluation was computed in full; None where the cache had no say."""
+
+
+class RunCache:
+    """Every cache that keeps its tensors in the run's own storage: ours all do."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def snapshot(self) -> dict[Any, torch.Tensor]:
+        return dict(self.clock.storage)
+
+    def restore(self, state: dict[Any, torch.Tensor], samples: torch.Tensor | None = None) -> None:
+        storage = self.clock.storage
+        if samples is None:
+            storage.clear()
+            storage.update(state)
+            return
+        for key, old in state.items():
+            storage[key] = _replace_rows(storage[key], old, samples)
+
+    @contextmanager
+    def _forced_full(self) -> Any:
+        before, self.clock.cache_policy = self.clock.cache_policy, "full"
+        try:
+            yield
+        finally:
+            self.clock.cache_policy = before
+
+    def forced_full(self) -> AbstractContextManager[None]:
+        return self._forced_full()
+
+    def was_full(self) -> bool | None:
+        return self.clock.full
+
+
+class StepCaches:
+    """The caches during one step: made before its main call, asked for each correction pass."""
+
+    def __init__(self, caches: Sequence[Cache], policy: CachePolicy) -> None:
+        self.caches = caches
+        self.policy = policy
+        self.before = self._snapshot()
+        self.latest = self.before
+
+    def main_done(self) -> None:
+        """Note the state that the main call left."""
+        self.latest = self._snapshot()
+
+    def was_full(self) -> bool:
+        """Whether the main call was computed in full (without a cache it always is)."""
+        return all(cache.was_full() is not False for cache in self.caches)
+
+    def evaluate(self, predict: Callable[[], Result]) -> Result:
+        """Run one correction pass under the policy."""
+        if self.policy == "reuse":
+            self._restore(self.before)
+            try:
+                return predict()
+            finally:
+                self._restore(self.latest)
+        try:
+            with ExitStack() as stack:
+                for cache in self.caches:
+                    stack.enter_context(cache.forced_full())
+                return predict()
+        finally:
+            if self.policy == "bypass":
+                self._restore(self.latest)
+
+    def settle(self, kept: torch.Tensor) -> None:
+        """After a pass in `refresh` mode, take back the features of samples whose update was not `kept` (bool [B])."""
+        if self.policy != "refresh":
+            return
+        if not kept.all():
+            for cache, state in zip(self.caches, self.latest, strict=True):
+                cache.restore(state, ~kept)
+        self.latest = self._snapshot()
+
+    def _snapshot(self) -> list[Any]:
+        return [cache.snapshot() for cache in self.caches]
+
+    def _restore(self, states: list[Any]) -> None:
+        for cache, state in zip(self.caches, states, strict=True):
+            cache.restore(state)
+
+
+def _replace_rows(new: torch.Tensor, old: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
+    # Classifier-free guidance stacks [unconditional; conditional]: the same samples in every part.
+    rows = samples.to(new.device).repeat(len(new) // len(samples)).view(-1, *[1] * (new.dim() - 1))
+    return torch.where(rows, old, new)

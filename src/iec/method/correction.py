@@ -1,0 +1,95 @@
+"""The correction of one step: x^(k+1) = x^(k) + lambda (A_t x_t + B_t eps(x^(k), t) - x^(k)) (paper Eq. 10-13)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from iec.method.config import IECConfig
+
+Predict = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Correction:
+    """The corrected state and what was done to reach it.
+
+    state: x^(K) [B, ...]. output: the relaxed model output e_hat whose step gives `state` (where one was asked for).
+    residuals: per pass, the size of each sample's update [B]; NaN where a sample was frozen or fell back.
+    changed, fell_back: bool [B]; a sample falls back to x^(0) where its correction was not finite.
+    """
+
+    state: torch.Tensor
+    output: torch.Tensor | None
+    residuals: tuple[torch.Tensor, ...]
+    changed: torch.Tensor
+    fell_back: torch.Tensor
+
+    @property
+    def evaluations(self) -> int:
+        """How many passes were evaluated."""
+        return len(self.residuals)
+
+
+def correct(
+    x_prev: torch.Tensor,
+    predict: Predict,
+    update: Predict,
+    config: IECConfig,
+    output: torch.Tensor | None = None,
+    settle: Callable[[torch.Tensor], None] | None = None,
+) -> Correction:
+    """Correct x_{t-1}^(0) = `x_prev` [B, ...] by K relaxed fixed-point iterations.
+
+    predict: x -> eps(x, t), the denoiser at the step's own timestep.
+    update: eps -> A_t x_t + B_t eps (+ sigma_t z), the step map from the fixed x_t with the step's own noise.
+    output: e_0 with `x_prev = update(e_0)`; given, e_hat <- e_hat + lambda (eps - e_hat) is carried beside the state.
+    settle: called after each pass with the samples whose update was kept (bool [B]).
+
+    Each sample stands alone: it is frozen once its own update falls below the tolerance, and falls back to x^(0)
+    where its own update is not finite. Evaluation stops when no sample is left.
+    """
+    x, e = x_prev, output
+    active = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    changed, fell_back = ~active, ~active
+    residuals = []
+    for k, relaxation in enumerate(config.relaxations):
+        if k > 0 and not active.any():
+            break
+        eps = predict(x)
+        delta = update(eps).sub(x).mul_(relaxation)
+        finite = torch.isfinite(delta).flatten(1).all(1)
+        kept, failed = active & finite, active & ~finite
+        moved = kept & delta.ne(0).flatten(1).any(1)  # an update of zero keeps every bit, -0.0 included
+        size = _size(delta, x, config)
+        if e is not None:
+            e = _choose(moved, torch.lerp(e, eps.to(e.dtype), relaxation), e)
+        del eps
+        x = _choose(moved, delta.add_(x), x)
+        del delta
+        if k > 0:  # x is no longer x^(0), to which a failed sample falls back
+            x = _choose(failed, x_prev, x)
+            e = None if e is None or output is None else _choose(failed, output, e)
+        residuals.append(torch.where(kept, size, torch.nan))
+        changed, fell_back = (changed | moved) & ~failed, fell_back | failed
+        active = kept & ~(size < config.tolerance)
+        if settle is not None:
+            settle(kept)
+    return Correction(x, e, tuple(residuals), changed, fell_back)
+
+
+def _size(delta: torch.Tensor, x: torch.Tensor, config: IECConfig) -> torch.Tensor:
+    size = _norm(delta)
+    return size if config.tolerance_mode == "absolute" else size / (_norm(x) + 1e-12)
+
+
+def _norm(x: torch.Tensor) -> torch.Tensor:
+    norm: torch.Tensor = torch.linalg.vector_norm(
+        x.flatten(1), dim=1, dtype=torch.promote_types(x.dtype, torch.float32)
+    )
+    return norm
+
+
+def _choose(samples: torch.Tensor, chosen: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """`chosen` for the samples of the mask [B], `other` for the rest."""
+    return torch.where(samples.view(-1, *[1] * (chosen.dim() - 1)), chosen, other)
