@@ -1,0 +1,6 @@
+"""One run of a diffusers pipeline: the session around its call, and the paper's schedules as a scheduler."""
+
+from iec.runtime.schedulers import SpacedDDIMScheduler
+from iec.runtime.session import Part, Participant, Run, attach, detach, participant, require_pipeline
+
+__all__ = ["Part", "Participant", "Run", "SpacedDDIMScheduler", "attach", "detach", "participant", "require_pipeline"]

@@ -145,7 +145,7 @@ def held_out_loss(
         noise = torch.randn(chosen.shape, generator=generator)
         with torch.inference_mode():
             parts = [
-                _loss(model, *batch, alphas_cumprod)
+                _loss(model, *batch, alphas_cumprod=alphas_cumprod)
                 for batch in zip(*(torch.split(part, 100) for part in (chosen, timesteps, noise)), strict=True)
             ]
         yield (low, high), torch.cat(parts).mean().item()

@@ -1,0 +1,51 @@
+"""The settings of DeepCache."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from iec.efficient.caching.schedules import centred_schedule, power_schedule, uniform_schedule
+
+Schedule = Literal["uniform", "centred", "power"]
+
+
+@dataclass(frozen=True)
+class DeepCacheConfig:
+    """DeepCache: full evaluations at some steps, in between only the shallow layers with the stored deep feature.
+
+    interval: N, on average every N-th step is full.
+    branch: the encoder entry at which a cached step turns back (0: the input convolution); None: the model's default,
+        for `UNet2DModel` the first downsampler.
+    schedule: `uniform`, `centred` (densest around step `centre`, by `power`), or `power` (densest at the start).
+
+    Raises ValueError or TypeError for an interval below 1, a negative branch, or an unknown schedule.
+    """
+
+    interval: int = 5
+    branch: int | None = None
+    schedule: Schedule = "uniform"
+    centre: int = 15
+    power: float = 1.4
+
+    def __post_init__(self) -> None:
+        for name, value in (("interval", self.interval), ("branch", self.branch)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise TypeError(f"{name} must be an integer, but is {value!r}.")
+        if self.interval < 1:
+            raise ValueError(f"interval must be at least 1, but is {self.interval}.")
+        if self.branch is not None and self.branch < 0:
+            raise ValueError(f"branch must not be negative, but is {self.branch}.")
+        if self.schedule not in ("uniform", "centred", "power"):
+            raise ValueError(f"Unknown schedule '{self.schedule}': use uniform, centred or power.")
+
+    def full_steps(self, num_steps: int) -> tuple[int, ...]:
+        """The steps of a run of `num_steps` that are computed in full. Raises ValueError where interval > num_steps."""
+        if self.interval > num_steps:
+            raise ValueError(
+                f"A cache interval of {self.interval} is longer than the run of {num_steps} steps: "
+                f"use at most {num_steps}."
+            )
+        if self.schedule == "centred":
+            return centred_schedule(num_steps, self.interval, self.centre, self.power)
+        if self.schedule == "power":
+            return power_schedule(num_steps, self.interval, self.power)
+        return uniform_schedule(num_steps, self.interval)

@@ -1,0 +1,120 @@
+"""Correction as a participant of a pipeline's runs: what happens around each `scheduler.step` call."""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from iec.method.cache import RunCache, StepCaches
+from iec.method.config import IECConfig
+from iec.method.correction import correct
+from iec.method.errors import require_finite
+from iec.method.steps import select_steps
+from iec.method.summary import StepRecord, Summary
+from iec.pipelines.guided_output import GuidedOutput
+from iec.pipelines.recording import Event, Recorder
+from iec.pipelines.step_map import StepMap, previous_sample, with_previous_sample
+from iec.runtime import Part, Participant, Run
+
+
+class Corrector(Participant):
+    """Corrects the runs of one pipeline; `latest` is the summary of its latest run."""
+
+    def __init__(self, config: IECConfig) -> None:
+        self.config = config
+        self.latest: Summary | None = None
+
+    def join(self, run: Run) -> "CorrectedRun":
+        return CorrectedRun(self, run)
+
+
+class CorrectedRun(Part):
+    """One run: the glue and network calls of every selected step are recorded, and replayed to correct the step."""
+
+    def __init__(self, corrector: Corrector, run: Run) -> None:
+        self.corrector, self.config, self.run = corrector, corrector.config, run
+        self.caches = [RunCache(run.clock)]
+        self.recorder = Recorder()
+        self.selected: frozenset[int] = frozenset()
+        self.summary = Summary(0, 0)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "CorrectedRun":
+        self._stack.callback(self.recorder.stop)
+        networks = {id(c): c for c in self.run.pipe.components.values() if isinstance(c, torch.nn.Module)}
+        for network in networks.values():
+            self._stack.enter_context(self.run.intercept(network, self.recorder.evaluate))
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._stack.close()
+        if self.summary.steps:
+            made, planned = len(self.summary.steps), self.summary.num_steps
+            if made != planned and exception[0] is None:
+                self.summary.warnings.append(
+                    f"The pipeline took {made} steps where its scheduler had {planned} timesteps."
+                )
+            self.corrector.latest = self.summary
+
+    def steps_known(self) -> None:
+        clock = self.run.clock
+        self.selected = select_steps(self.config.steps, clock.num_steps) if self.config.num_iterations else frozenset()
+        self.summary.num_steps = clock.num_steps
+        if clock.step == 0 and not self.summary.steps:
+            self._begin_step(0)
+
+    def step(self, commit: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        i = self.run.clock.step
+        events = self.recorder.stop()
+        step_map = StepMap(self.run.scheduler, commit, args, kwargs)
+        record = StepRecord(i, _number(step_map.timestep), i in self.selected)
+        self.step_caches.main_done()
+        full = self.step_caches.was_full()
+        record.count(full)
+        if record.selected and (full or self.config.cached_steps):
+            stepped = self._correct(events, step_map, record)
+        else:
+            stepped = step_map.commit(step_map.output)
+        require_finite(previous_sample(stepped), i, record.timestep)
+        record.seconds = time.perf_counter() - self.started
+        self.summary.num_images = len(step_map.sample)
+        self.summary.steps.append(record)
+        self._begin_step(i + 1)
+        return stepped
+
+    def _begin_step(self, i: int) -> None:
+        self.started = time.perf_counter()
+        self.step_caches = StepCaches(self.caches, self.config.cache)
+        if i in self.selected:
+            self.recorder.start()
+        else:
+            self.recorder.stop()
+
+    def _correct(self, events: list[Event], step_map: StepMap, record: StepRecord) -> Any:
+        guided_output = GuidedOutput(events, step_map.sample, step_map.output)
+        # The network may own the buffer of its output and overwrite it when it is evaluated again.
+        output = step_map.output.to(step_map.dtype, copy=True)
+        x_prev = step_map.dry(output)
+        require_finite(x_prev, record.step, record.timestep)
+
+        def predict(x: torch.Tensor) -> torch.Tensor:
+            self.run.clock.begin_pass(self.run.clock.pass_index + 1)
+            eps = self.step_caches.evaluate(lambda: guided_output(x.to(step_map.sample.dtype)))
+            record.count(self.step_caches.was_full())
+            return eps.to(step_map.dtype)
+
+        result = correct(x_prev, predict, step_map.dry, self.config, output, self.step_caches.settle)
+        record.corrected, record.residuals, record.fell_back = True, result.residuals, result.fell_back
+        assert result.output is not None
+        stepped = step_map.commit(result.output.to(step_map.output.dtype))
+        previous = previous_sample(stepped)
+        changed = result.changed.view(-1, *[1] * (previous.dim() - 1))
+        return with_previous_sample(stepped, torch.where(changed, result.state.to(previous.dtype), previous))
+
+
+def _number(timestep: Any) -> float | int | None:
+    if isinstance(timestep, torch.Tensor):
+        return timestep.flatten()[0].item() if timestep.numel() else None
+    return timestep if isinstance(timestep, (int, float)) else None

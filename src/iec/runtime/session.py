@@ -1,0 +1,234 @@
+"""The session around a pipeline's call: it opens the clock, counts `scheduler.step` calls, and hosts participants.
+
+`attach` gives the pipeline a subclass of its own whose `__call__` opens a `Run`. Everything else is installed when
+the call starts and gone when it ends, so that whatever the user does between `attach` and the call stays outermost.
+"""
+
+import functools
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from iec.method.clock import Clock
+from iec.runtime.hooks import Handler, install, uninstall
+
+_current_run: ContextVar["Run | None"] = ContextVar("iec_run", default=None)
+
+
+class Part:
+    """A participant's part in one run, entered for the length of the run; the defaults do nothing."""
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        return None
+
+    def steps_known(self) -> None:
+        """Called once the clock's `num_steps` is known, before the first evaluation, and again should it change."""
+
+    def step(self, commit: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Stands before one `scheduler.step` call; `commit(*args, **kwargs)` takes the step."""
+        return commit(*args, **kwargs)
+
+
+class Participant:
+    """What takes part in every run of a pipeline; this one only needs the clock."""
+
+    def join(self, run: "Run") -> Part:
+        """Its part in one run."""
+        return Part()
+
+
+class Run:
+    """One call of a pipeline.
+
+    clock: the run's clock; `step` counts completed `scheduler.step` calls.
+    scheduler: the pipeline's scheduler when the call started.
+    """
+
+    def __init__(self, pipe: DiffusionPipeline, participants: list[Participant]) -> None:
+        self.pipe = pipe
+        self.scheduler = pipe.scheduler
+        self.clock = Clock(_length(self.scheduler))
+        self.parts = [participant.join(self) for participant in participants]
+        self._announced: int | None = None
+        self._modules: dict[int, Handler] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Run":
+        with ExitStack() as stack:
+            stack.enter_context(self.clock)
+            token = _current_run.set(self)
+            stack.callback(_current_run.reset, token)
+            for name in ("step", "set_timesteps"):
+                hook = install(self.scheduler, name, functools.partial(_scheduler_handler, name))
+                stack.callback(uninstall, hook)
+            for part in self.parts:
+                stack.enter_context(part)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._stack.__exit__(*exception)
+
+    def intercept(self, module: torch.nn.Module, handler: Handler) -> AbstractContextManager[Any]:
+        """While entered, calls of `module` in this run go through `handler(original, args, kwargs)`.
+
+        The hook stands outside a compiled region, so compiled modules stay compiled.
+        """
+        stack = ExitStack()
+        name = "forward" if getattr(module, "_compiled_call_impl", None) is None else "_compiled_call_impl"
+        stack.callback(uninstall, install(module, name, _module_handler))
+        self._modules[id(module)] = handler
+        return stack
+
+    def on_step(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One `scheduler.step` call: the participants first, then the clock advances."""
+        if self.clock.step == 0:
+            self._set_num_steps(_length_from(self.scheduler, _timestep(args, kwargs)))
+        commit = original
+        for part in self.parts:
+            commit = functools.partial(_step_of, part, commit)
+        output = commit(*args, **kwargs)
+        self.clock.advance()
+        return output
+
+    def on_set_timesteps(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The pipeline chose its timesteps: T is known from here on, before the first evaluation."""
+        output = original(*args, **kwargs)
+        if self.clock.step == 0:
+            self._set_num_steps(_length(self.scheduler))
+        return output
+
+    def _set_num_steps(self, num_steps: int) -> None:
+        if num_steps != self._announced:
+            self.clock.num_steps = self._announced = num_steps
+            for part in self.parts:
+                part.steps_known()
+
+
+class _Attachment:
+    """The participants of one pipeline, and the lock that keeps its calls apart."""
+
+    def __init__(self, pipe: DiffusionPipeline) -> None:
+        self.pipe = weakref.ref(pipe)
+        self.participants: dict[str, Participant] = {}
+        self.calling = threading.Lock()
+        self.base = type(pipe)
+        self.hooked = self._subclass()
+
+    def _subclass(self) -> type:
+        attachment, base = self, self.base
+
+        @functools.wraps(base.__call__)
+        def call(pipe: DiffusionPipeline, *args: Any, **kwargs: Any) -> Any:
+            # A deep copy of the pipeline shares this class but is not attached: for it the call is plain.
+            if attachment.pipe() is not pipe or not attachment.participants:
+                return base.__call__(pipe, *args, **kwargs)
+            if not attachment.calling.acquire(blocking=False):
+                raise RuntimeError(
+                    "This pipeline is already being called, and its scheduler cannot serve two runs: "
+                    "give each thread a pipeline with its own scheduler (they may share the other components)."
+                )
+            try:
+                with Run(pipe, list(attachment.participants.values())):
+                    return base.__call__(pipe, *args, **kwargs)
+            finally:
+                attachment.calling.release()
+
+        names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+        self.call = call
+        return type(base.__name__, (base,), {**names, "__call__": call, "_iec_attachment": self})
+
+
+def require_pipeline(pipe: Any) -> None:
+    """Raise TypeError or ValueError unless `pipe` is a diffusers pipeline with a scheduler and a network."""
+    if not isinstance(pipe, DiffusionPipeline):
+        raise TypeError(f"A diffusers pipeline is needed, but a {type(pipe).__name__} was given.")
+    if getattr(pipe, "scheduler", None) is None or not hasattr(pipe.scheduler, "step"):
+        raise ValueError(f"This {type(pipe).__name__} has no scheduler to follow.")
+    if not any(isinstance(component, torch.nn.Module) for component in pipe.components.values()):
+        raise ValueError(f"This {type(pipe).__name__} has no network to evaluate.")
+
+
+def attach(pipe: DiffusionPipeline, name: str, participant: Participant) -> None:
+    """Let `participant` take part in the runs of `pipe`, in the place of an earlier one of that name.
+
+    Raises TypeError or ValueError where `pipe` is no usable pipeline, RuntimeError where it is being called.
+    """
+    require_pipeline(pipe)
+    attachment = _attachment(pipe)
+    if attachment is None:
+        attachment = _Attachment(pipe)
+        pipe.__class__ = attachment.hooked
+    _require_idle(attachment)
+    attachment.participants[name] = participant
+
+
+def detach(pipe: DiffusionPipeline, name: str) -> None:
+    """End what `attach` began; with the last participant the pipeline gets its own class back."""
+    attachment = _attachment(pipe)
+    if attachment is None or name not in attachment.participants:
+        return
+    _require_idle(attachment)
+    del attachment.participants[name]
+    # Where another library replaced `__call__` on our subclass, taking the class away would take that with it.
+    untouched = attachment.hooked.__dict__.get("__call__") is attachment.call
+    if not attachment.participants and untouched and type(pipe) is attachment.hooked:
+        pipe.__class__ = attachment.base
+
+
+def participant(pipe: Any, name: str) -> Participant | None:
+    """The participant of that name, or None."""
+    attachment = _attachment(pipe)
+    return None if attachment is None else attachment.participants.get(name)
+
+
+def _attachment(pipe: Any) -> _Attachment | None:
+    attachment: _Attachment | None = getattr(type(pipe), "_iec_attachment", None)
+    return attachment if attachment is not None and attachment.pipe() is pipe else None
+
+
+def _require_idle(attachment: _Attachment) -> None:
+    if attachment.calling.locked():
+        raise RuntimeError("This pipeline is being called: enable, disable, apply and remove between its calls.")
+
+
+def _scheduler_handler(name: str, scheduler: Any) -> Handler | None:
+    run = _current_run.get()
+    if run is None or run.scheduler is not scheduler:
+        return None
+    return run.on_step if name == "step" else run.on_set_timesteps
+
+
+def _module_handler(module: Any) -> Handler | None:
+    run = _current_run.get()
+    return None if run is None else run._modules.get(id(module))
+
+
+def _step_of(part: Part, commit: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return part.step(commit, args, kwargs)
+
+
+def _length(scheduler: Any) -> int:
+    timesteps = getattr(scheduler, "timesteps", None)
+    return 0 if timesteps is None else len(timesteps)
+
+
+def _timestep(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return kwargs.get("timestep", args[1] if len(args) > 1 else None)
+
+
+def _length_from(scheduler: Any, timestep: Any) -> int:
+    """The number of timesteps from `timestep` on (image-to-image pipelines start inside the sequence)."""
+    if timestep is None:
+        return _length(scheduler)
+    matches = (torch.as_tensor(scheduler.timesteps).cpu() == torch.as_tensor(timestep).cpu()).nonzero()
+    return _length(scheduler) - (int(matches[0, 0]) if len(matches) else 0)
