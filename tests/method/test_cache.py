@@ -153,7 +153,7 @@ class Adaptive:
 
 
 def test_reuse_lets_the_cache_decide_again_from_the_state_before_the_main_call():
-    x, num_steps, threshold = noise(1, 4, seed=3), 12, 0.15
+    x, num_steps, threshold = noise(1, 4, seed=2), 12, 0.3
     expected, decisions = x, []
     timesteps = reference.quad(num_steps)
     last = stored = None
@@ -168,7 +168,7 @@ def test_reuse_lets_the_cache_decide_again_from_the_state_before_the_main_call()
         feature = deep(state, t) if again else before[1]
         decisions.append((full, again))
         expected = state + 0.5 * (reference.ddim(expected, shallow(state) + feature, *pair) - state)
-    assert {(True, True), (True, False), (False, True)} <= set(decisions), decisions
+    assert len(set(decisions)) == 4  # every combination of full and cached, in the main call and in the pass
     config = IECConfig(tolerance=0.0, cached_steps=True, cache="reuse")
     result, summary = iec.sample(Adaptive(threshold), x, num_steps, config=config, return_summary=True)
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-11)

@@ -58,9 +58,7 @@ def test_the_weights_integrate_the_polynomial_through_the_latest_predictions(ord
     history = [torch.zeros(order) for _ in range(order)]
     for j in range(order):
         history[j][j] = 1.0  # the weight of prediction j comes out in component j
-    weights = combine(history[0], history[:0:-1], call=order if order > 1 else 0)
-    if order == 2:
-        weights = combine(history[0], history[:0:-1], call=2)
+    weights = combine(history[0], history[:0:-1], call=0 if order == 1 else order)
     for j in range(order):
         others = np.delete(nodes, j)
         lagrange = np.poly1d(others, r=True) / np.prod(nodes[j] - others)

@@ -15,6 +15,7 @@ from iec.reports.table import Column, Row, Table, groups
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _READABLE = 560  # pixels below which a picture with labels scrolls rather than shrinks further
+_SHORT = 60  # characters of a fact that shares its line with others
 
 
 @dataclass(frozen=True)
@@ -175,12 +176,21 @@ def _group(name: str, width: int) -> str:
 
 def _row(row: Row, columns: Sequence[Column]) -> str:
     cells = [
-        f'<{tag} class="{column.align}">{escape(cell)}</{tag.split()[0]}>'
-        for cell, column, tag in zip(row.cells, columns, ['th scope="row"', *["td"] * len(columns)], strict=False)
+        f'<td class="{column.align}">{escape(cell)}</td>' if index else _row_heading(cell, column)
+        for index, (cell, column) in enumerate(zip(row.cells, columns, strict=True))
     ]
-    return f'<tr class="{row.style}">{"".join(cells)}</tr>\n' if row.style else f"<tr>{''.join(cells)}</tr>\n"
+    style = f' class="{row.style}"' if row.style else ""
+    return f"<tr{style}>{''.join(cells)}</tr>\n"
+
+
+def _row_heading(cell: str, column: Column) -> str:
+    return f'<th scope="row" class="{column.align}">{escape(cell)}</th>'
 
 
 def _facts(facts: Sequence[tuple[str, str]]) -> str:
-    items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>\n" for name, value in facts)
-    return _wrap("Settings", f"<dl>\n{items}</dl>\n")
+    return _wrap("Settings", f"<dl>\n{''.join(_fact(name, value) for name, value in facts)}</dl>\n")
+
+
+def _fact(name: str, value: str) -> str:
+    style = ' class="wide"' if len(value) > _SHORT else ""
+    return f"<div{style}><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>\n"

@@ -95,7 +95,7 @@ class Run:
             self._set_num_steps(_length_from(self.scheduler, _timestep(args, kwargs)))
         commit = original
         for part in self.parts:
-            commit = functools.partial(_step_of, part, commit)
+            commit = _before(part, commit)
         output = commit(*args, **kwargs)
         self.clock.advance()
         return output
@@ -213,8 +213,12 @@ def _module_handler(module: Any) -> Handler | None:
     return None if run is None else run._modules.get(id(module))
 
 
-def _step_of(part: Part, commit: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return part.step(commit, args, kwargs)
+def _before(part: Part, commit: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(commit)  # keeps the signature of `scheduler.step`
+    def step(*args: Any, **kwargs: Any) -> Any:
+        return part.step(commit, args, kwargs)
+
+    return step
 
 
 def _length(scheduler: Any) -> int:

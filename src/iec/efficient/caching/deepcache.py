@@ -29,16 +29,16 @@ def require_cacheable(module: Any, config: DeepCacheConfig) -> None:
         raise ValueError(f"Branch {branch} does not exist: this UNet has branches 0 to {entries - 1}.")
 
 
-def branch_of(module: nn.Module, config: DeepCacheConfig) -> int:
+def branch_of(module: Any, config: DeepCacheConfig) -> int:
     """The branch of `config`, by default the entry of the first downsampler."""
-    return int(module.config.layers_per_block) + 1 if config.branch is None else config.branch  # type: ignore
+    return int(module.config.layers_per_block) + 1 if config.branch is None else config.branch
 
 
-def cached_class(base: type[nn.Module], config: DeepCacheConfig) -> type[nn.Module]:
+def cached_class(base: type[Any], config: DeepCacheConfig) -> type[Any]:
     """A subclass of `base`, of the same name, whose evaluations follow the cache."""
 
     @functools.wraps(base.forward)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         clock = current_clock()
         full_steps = config.full_steps(clock.num_steps)
         full = clock.cache_policy == "full" or clock.step in full_steps
@@ -50,7 +50,7 @@ def cached_class(base: type[nn.Module], config: DeepCacheConfig) -> type[nn.Modu
     return type(base.__name__, (base,), {**names, "forward": forward})
 
 
-def _walked(unet: nn.Module, branch: int, full: bool, features: dict[Any, torch.Tensor]) -> nn.Module:
+def _walked(unet: Any, branch: int, full: bool, features: dict[Any, torch.Tensor]) -> nn.Module:
     """`unet` with its blocks replaced by the walk of one evaluation; all its other layers stay as they are."""
     view = copy.copy(unet)
     encoder = _Encoder(unet, None if full else branch)
@@ -63,15 +63,17 @@ def _walked(unet: nn.Module, branch: int, full: bool, features: dict[Any, torch.
 class _Block(nn.Module):
     """Stands for a row of blocks in one evaluation, without owning any of their layers."""
 
-    def __init__(self, unet: nn.Module) -> None:
+    unet: Any
+
+    def __init__(self, unet: Any) -> None:
         super().__init__()
-        self.__dict__["unet"] = unet
+        self.__dict__["unet"] = unet  # past nn.Module, which would register it as a child
 
 
 class _Encoder(_Block):
     """Entries 1, 2, ... up to `last` (None: all of them)."""
 
-    def __init__(self, unet: nn.Module, last: int | None) -> None:
+    def __init__(self, unet: Any, last: int | None) -> None:
         super().__init__(unet)
         self.last = last
 
@@ -86,10 +88,9 @@ class _Encoder(_Block):
 class _Decoder(_Block):
     """The middle block and the decoder layers: all of them where `full`, else those from the stored feature on."""
 
-    def __init__(self, unet: nn.Module, branch: int, full: bool, features: dict[Any, torch.Tensor]) -> None:
+    def __init__(self, unet: Any, branch: int, full: bool, features: dict[Any, torch.Tensor]) -> None:
         super().__init__(unet)
-        self.branch, self.full = branch, full
-        self.__dict__["features"] = features
+        self.branch, self.full, self.features = branch, full, features
         # diffusers hands over as many encoder entries as the block has ResNets.
         self.resnets = [None] * (count_entries(unet) if full else branch + 1)
 

@@ -6,9 +6,9 @@ calls that the blocks' own `forward` makes, in the same order.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from torch import nn
 
 EncoderLayer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 DecoderLayer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -25,55 +25,58 @@ SUPPORTED_BLOCKS = frozenset(
 )
 
 
-def require_supported(unet: nn.Module) -> None:
+def require_supported(unet: Any) -> None:
     """Raise ValueError, naming the block, where a block does more than the walk knows of."""
-    for block in [*unet.down_blocks, *unet.up_blocks]:  # type: ignore[misc]
+    for block in [*unet.down_blocks, *unet.up_blocks]:
         name = type(block).__name__
         if name not in SUPPORTED_BLOCKS:
             raise ValueError(f"DeepCache cannot walk a {name}: it knows {', '.join(sorted(SUPPORTED_BLOCKS))}.")
 
 
-def count_entries(unet: nn.Module) -> int:
+def count_entries(unet: Any) -> int:
     """The number of encoder entries, and of decoder layers."""
     return 1 + sum(1 for _ in encoder_layers(unet))
 
 
-def encoder_layers(unet: nn.Module) -> Iterator[EncoderLayer]:
+def encoder_layers(unet: Any) -> Iterator[EncoderLayer]:
     """The layers that make entries 1, 2, ... of entry 0; each is (hidden, time embedding) -> hidden."""
-    for block in unet.down_blocks:  # type: ignore[union-attr]
+    for block in unet.down_blocks:
         for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
             yield _resnet_and_attention(resnet, attention)
-        for sampler in block.downsamplers or ():  # type: ignore[union-attr, operator]
+        for sampler in block.downsamplers or ():
             yield _resampler(block, sampler, "downsample_type")
 
 
-def decoder_layers(unet: nn.Module) -> Iterator[DecoderLayer]:
+def decoder_layers(unet: Any) -> Iterator[DecoderLayer]:
     """The layers after the middle block; each is (hidden, skip, time embedding) -> hidden."""
-    for block in unet.up_blocks:  # type: ignore[union-attr]
-        samplers = [_resampler(block, sampler, "upsample_type") for sampler in block.upsamplers or ()]  # type: ignore
+    for block in unet.up_blocks:
+        samplers = [_resampler(block, sampler, "upsample_type") for sampler in block.upsamplers or ()]
         pairs = list(zip(block.resnets, _attentions(block), strict=True))
         for i, (resnet, attention) in enumerate(pairs):
             after = samplers if i == len(pairs) - 1 else []
             yield _concatenated(_resnet_and_attention(resnet, attention), after)
 
 
-def _attentions(block: nn.Module) -> list[nn.Module | None]:
-    return list(getattr(block, "attentions", [None] * len(block.resnets)))  # type: ignore[arg-type]
+def _attentions(block: Any) -> list[Any]:
+    return list(getattr(block, "attentions", [None] * len(block.resnets)))
 
 
-def _resnet_and_attention(resnet: nn.Module, attention: nn.Module | None) -> EncoderLayer:
+def _resnet_and_attention(resnet: Any, attention: Any) -> EncoderLayer:
     def layer(hidden: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-        hidden = resnet(hidden, embedding)
-        return hidden if attention is None else attention(hidden)
+        refined: torch.Tensor = resnet(hidden, embedding)
+        return refined if attention is None else attention(refined)
 
     return layer
 
 
-def _resampler(block: nn.Module, sampler: nn.Module, kind: str) -> EncoderLayer:
+def _resampler(block: Any, sampler: Any, kind: str) -> EncoderLayer:
     takes_embedding = getattr(block, kind, None) == "resnet" or type(block).__name__.startswith("Resnet")
-    if takes_embedding:
-        return lambda hidden, embedding: sampler(hidden, embedding)
-    return lambda hidden, embedding: sampler(hidden)
+
+    def layer(hidden: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        resampled: torch.Tensor = sampler(hidden, embedding) if takes_embedding else sampler(hidden)
+        return resampled
+
+    return layer
 
 
 def _concatenated(layer: EncoderLayer, after: list[EncoderLayer]) -> DecoderLayer:
