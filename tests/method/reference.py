@@ -12,6 +12,9 @@ def scaled_linear(start: float, end: float) -> np.ndarray:
 
 
 def quad(num_steps: int) -> list[int]:
+    """The published formula; it has no sensible value for one step, which starts from its noisiest timestep."""
+    if num_steps == 1:
+        return [800]
     return [int(root**2) for root in np.linspace(0, np.sqrt(0.8 * 1000), num_steps)][::-1]
 
 

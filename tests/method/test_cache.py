@@ -200,6 +200,17 @@ def test_refresh_leaves_the_features_of_a_sample_that_fell_back_as_the_main_call
     assert (healthy - broken)[1].abs().max() > 1e-3
 
 
+def test_a_sample_that_falls_back_in_the_second_pass_also_gives_back_the_features_of_the_first():
+    def spoil(feature):
+        return spoil_sample_1(feature) if current_clock().pass_index == 2 else feature
+
+    x = noise(3, 4)
+    config = IECConfig(num_iterations=2, tolerance=0.0)
+    broken, summary = iec.sample(Cached(4, spoil=spoil), x, 12, config=config, return_summary=True)
+    assert all(record.samples_fell_back == [1] for record in summary.steps if record.corrected)
+    assert same_bits(broken[1], iec.sample(Cached(4), x, 12, config=None)[1])
+
+
 @pytest.mark.parametrize("kind", [Cached, GuidedCached])
 @pytest.mark.parametrize("policy", ["refresh", "bypass", "reuse"])
 def test_with_a_cache_and_a_tolerance_each_image_is_the_same_alone_and_in_a_batch(kind, policy):
@@ -258,9 +269,16 @@ def test_a_whole_restore_forgets_what_came_later():
 def test_forced_full_is_undone_even_after_an_error():
     clock = Clock(1)
     cache = RunCache(clock)
-    with pytest.raises(ZeroDivisionError), cache.forced_full():
-        assert clock.cache_policy == "full"
-        raise ZeroDivisionError
+    seen = []
+
+    def fail_inside():
+        with cache.forced_full():
+            seen.append(clock.cache_policy)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_inside()
+    assert seen == ["full"]
     assert clock.cache_policy == "decide"
 
 

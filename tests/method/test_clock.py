@@ -14,7 +14,9 @@ from .denoisers import Cached, Recorded, smooth
 
 
 def test_outside_a_run_it_says_what_to_do():
-    with pytest.raises(RuntimeError, match=r"outside a sampling run: call it through its pipeline or through iec\.sample"):
+    with pytest.raises(
+        RuntimeError, match=r"outside a sampling run: call it through its pipeline or through iec\.sample"
+    ):
         current_clock()
 
 

@@ -318,6 +318,14 @@ def test_a_sample_whose_correction_is_not_finite_falls_back_alone(bad, failing_p
     assert result.residuals[failing_pass].isnan().tolist() == [False, True, False]
 
 
+def test_a_sample_whose_corrected_state_overflows_falls_back_although_its_update_was_finite():
+    x_prev = torch.full((1, 3), 10_000.0, dtype=torch.float16)
+    target = torch.full_like(x_prev, 40_000)  # 10,000 + 1.9 * 30,000 is beyond 65,504
+    result = correct(x_prev, torch.zeros_like, lambda eps: target + eps, IECConfig(relaxation=1.9))
+    assert reference.same_bits(result.state, x_prev)
+    assert result.fell_back.tolist() == [True]
+
+
 def test_when_every_sample_fell_back_no_further_pass_is_evaluated():
     denoiser = Calls(lambda x: torch.full_like(x, math.nan))
     x_t = normal(2, 3)

@@ -42,7 +42,8 @@ def test_drop_duplicates_keeps_each_timestep_once_in_order():
 
 
 @pytest.mark.parametrize(
-    ("num_steps", "lowest", "highest"), [(100, [1, 11], 991), (250, [1, 5], 997), (50, [1, 21], 981), (500, [1, 3], 999)]
+    ("num_steps", "lowest", "highest"),
+    [(100, [1, 11], 991), (250, [1, 5], 997), (50, [1, 21], 981), (500, [1, 3], 999)],
 )
 def test_uniform_examples(num_steps, lowest, highest):
     timesteps = spaced_timesteps(num_steps, "uniform")
@@ -83,7 +84,7 @@ def test_the_number_of_steps_must_be_an_integer(num_steps):
 
 
 def test_an_unknown_spacing_is_named():
-    with pytest.raises(ValueError, match="'cubic'.*quad, uniform, linspace"):
+    with pytest.raises(ValueError, match=r"'cubic'.*quad, uniform, linspace"):
         spaced_timesteps(10, "cubic")
 
 

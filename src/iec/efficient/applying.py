@@ -7,7 +7,7 @@ from torch import nn
 
 from iec.efficient.caching.config import DeepCacheConfig
 from iec.efficient.caching.deepcache import cached_class, require_cacheable
-from iec.runtime import Participant, attach, detach, require_pipeline
+from iec.runtime import Participant, attach, detach, network_of, require_pipeline
 
 _NAME = "efficiency"
 _APPLIED = "_iec_applied"
@@ -57,8 +57,4 @@ def _denoiser(target: Any) -> nn.Module:
             raise TypeError(f"A diffusers pipeline or a denoiser is needed, but a {type(target).__name__} was given.")
         return target
     require_pipeline(target)
-    for name in ("unet", "transformer"):
-        component = getattr(target, name, None)
-        if isinstance(component, nn.Module):
-            return component
-    raise ValueError(f"This {type(target).__name__} has no 'unet' or 'transformer' to make efficient.")
+    return network_of(target)

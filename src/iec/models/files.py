@@ -8,12 +8,26 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+#: The suffix of a file that is still being written; one that is left behind by a killed process may be deleted.
+UNFINISHED = ".part"
+
+
+def require_writable(folder: str | Path) -> None:
+    """Make `folder` where it is missing. Raises ValueError, in one sentence, where nothing can be written in it."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"The output folder '{folder}' cannot be written: {error.strerror}.") from error
+
 
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary sibling of `path`, then rename it over `path`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=UNFINISHED)
     os.close(handle)
     temporary = Path(name)
     try:

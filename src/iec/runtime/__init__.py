@@ -1,6 +1,17 @@
 """One run of a diffusers pipeline: the session around its call, and the paper's schedules as a scheduler."""
 
+from iec.runtime.network import network_of
 from iec.runtime.schedulers import SpacedDDIMScheduler
 from iec.runtime.session import Part, Participant, Run, attach, detach, participant, require_pipeline
 
-__all__ = ["Part", "Participant", "Run", "SpacedDDIMScheduler", "attach", "detach", "participant", "require_pipeline"]
+__all__ = [
+    "Part",
+    "Participant",
+    "Run",
+    "SpacedDDIMScheduler",
+    "attach",
+    "detach",
+    "network_of",
+    "participant",
+    "require_pipeline",
+]

@@ -68,7 +68,7 @@ def train_classifier(
     config = config or ClassifierConfig()
     _check(data, config)
     torch.manual_seed(config.seed)
-    network = FeatureNetwork().to(memory_format=torch.channels_last)
+    network = FeatureNetwork()
     optimizer = torch.optim.SGD(
         network.parameters(),
         lr=config.learning_rate,
@@ -90,20 +90,20 @@ def train_classifier(
             raise ValueError(f"The training loss became non-finite in epoch {number + 1}: lower the learning rate.")
         network.eval()
         on_epoch(network, Epoch(number + 1, loss, time.monotonic() - started))
-    return network.requires_grad_(False).to(memory_format=torch.contiguous_format)
+    return network.requires_grad_(False)
 
 
 def accuracy(network: FeatureNetwork, data: ImageSet, batch_size: int = 500) -> float:
     """The fraction of the labelled images that the network, in evaluation mode, classifies correctly."""
     if data.labels is None:
         raise ValueError("Accuracy needs labelled images.")
-    predicted = [network.logits(network.embed(images)).argmax(1) for images in data.images.split(batch_size)]
+    predicted = [network.logits(network.embed(images)).argmax(1) for images in torch.split(data.images, batch_size)]
     return (torch.cat(predicted).cpu() == data.labels).double().mean().item()
 
 
 def build_reference(network: FeatureNetwork, data: ImageSet, batch_size: int = 500) -> Reference:
     """The features of `data` and their moments, rounded to float16 first so that a saved reference is exact."""
-    features = [network.embed(images).cpu().half() for images in data.images.split(batch_size)]
+    features = [network.embed(images).cpu().half() for images in torch.split(data.images, batch_size)]
     return Reference.of(torch.cat(features))
 
 
@@ -121,7 +121,7 @@ def _batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     assert data.labels is not None
     order = torch.randperm(len(data), generator=generator)
-    for chosen in order[: len(data) // batch_size * batch_size].split(batch_size):
+    for chosen in torch.split(order[: len(data) // batch_size * batch_size], batch_size):
         yield normalize(_augment(data.images[chosen], generator)), data.labels[chosen]
 
 
@@ -144,7 +144,6 @@ def _step(
     labels: torch.Tensor,
     config: ClassifierConfig,
 ) -> float:
-    images = images.contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.autocast):
         scores = network.logits(network(images))
     loss = functional.cross_entropy(scores.float(), labels, label_smoothing=config.label_smoothing)

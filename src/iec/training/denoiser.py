@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ class TrainingState:
     optimizer: torch.optim.AdamW
     iteration: int = 0
     seconds: float = 0.0
-    losses: list[float] | None = None
+    losses: list[float] = field(default_factory=list)
 
 
 def noise_schedule() -> DDIMScheduler:
@@ -96,7 +96,7 @@ def begin(config: TrainingConfig, start: str | Path | None = None) -> TrainingSt
     model = UNet2DModel(**ARCHITECTURE) if start is None else DDIMPipeline.from_pretrained(start).unet
     model = model.float().to(memory_format=torch.channels_last)
     average = copy.deepcopy(model).requires_grad_(False).eval()
-    return TrainingState(model, average, _optimizer(model, config), losses=[])
+    return TrainingState(model, average, _optimizer(model, config))
 
 
 def train(
@@ -107,8 +107,7 @@ def train(
 ) -> TrainingState:
     """Train until `config.iterations`; `on_iteration(state, loss)` is called after each one."""
     alphas_cumprod = noise_schedule().alphas_cumprod
-    model, losses = state.model.train(), state.losses if state.losses is not None else []
-    state.losses = losses
+    model = state.model.train()
     while state.iteration < config.iterations:
         started = time.monotonic()
         for group in state.optimizer.param_groups:
@@ -126,7 +125,7 @@ def train(
         value = loss.item()
         if not math.isfinite(value):
             raise ValueError(f"The training loss became non-finite at iteration {state.iteration}: lower the rate.")
-        losses.append(value)
+        state.losses.append(value)
         on_iteration(state, value)
     return state
 
@@ -145,8 +144,8 @@ def held_out_loss(
         noise = torch.randn(chosen.shape, generator=generator)
         with torch.inference_mode():
             parts = [
-                _loss(model, *batch, alphas_cumprod=alphas_cumprod)
-                for batch in zip(*(torch.split(part, 100) for part in (chosen, timesteps, noise)), strict=True)
+                _loss(model, chosen[i : i + 100], timesteps[i : i + 100], noise[i : i + 100], alphas_cumprod)
+                for i in range(0, len(chosen), 100)
             ]
         yield (low, high), torch.cat(parts).mean().item()
 

@@ -50,7 +50,7 @@ def cached_class(base: type[Any], config: DeepCacheConfig) -> type[Any]:
     return type(base.__name__, (base,), {**names, "forward": forward})
 
 
-def _walked(unet: Any, branch: int, full: bool, features: dict[Any, torch.Tensor]) -> nn.Module:
+def _walked(unet: Any, branch: int, full: bool, features: dict[Any, torch.Tensor]) -> Any:
     """`unet` with its blocks replaced by the walk of one evaluation; all its other layers stay as they are."""
     view = copy.copy(unet)
     encoder = _Encoder(unet, None if full else branch)

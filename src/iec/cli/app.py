@@ -1,0 +1,44 @@
+"""`iec`: exit code 0 only on success, 2 with one clear sentence for bad input, 130 when interrupted."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from iec.cli import demo, sample, train
+
+app = typer.Typer(
+    name="iec",
+    help="Make a quantized or feature-cached diffusion model better at test time, and measure what that is worth.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(demo.demo)
+app.command("sample")(sample.sample)
+app.command("train")(train.train)
+app.command("train-features")(train.train_features)
+
+
+def main() -> None:
+    """The entry point of the `iec` command."""
+    try:
+        code = app(standalone_mode=False)
+    except KeyboardInterrupt:
+        _say("interrupted; run the same command again to go on where that is possible.")
+        sys.exit(130)
+    except typer.Abort:
+        sys.exit(130)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # an option that the parser refused
+            _say(error.format_message())
+        elif isinstance(error, (ValueError, TypeError)):
+            _say(str(error))
+        else:
+            raise
+        sys.exit(2)
+    sys.exit(code or 0)
+
+
+def _say(sentence: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"iec: {sentence}", markup=False)

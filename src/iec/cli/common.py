@@ -1,0 +1,50 @@
+"""What the commands share: options, the dtype, and progress on standard error."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Model = Annotated[
+    str | None, typer.Argument(help="A diffusers folder or hub name; without it, the embedded CIFAR-10 model.")
+]
+Seed = Annotated[int, typer.Option(help="Image i is drawn from generator seed * 1000000 + i; 0 to 1999.")]
+BatchSize = Annotated[int, typer.Option(help="Images per batch; part of what decides the last bits.")]
+Device = Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")]
+DType = Annotated[str, typer.Option(help="The network's dtype: float32, bfloat16, float16 or float64.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Spacing = Annotated[
+    str | None,
+    typer.Option(help="quad, uniform, linspace, or scheduler (the pipeline's own); quad for the embedded model."),
+]
+
+
+def torch_dtype(name: str) -> Any:
+    """The torch dtype of that name. Raises ValueError for another."""
+    import torch
+
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+    if name not in known:
+        raise ValueError(f"Unknown dtype '{name}': use {', '.join(known)}.")
+    return known[name]
+
+
+def progress(unit: str) -> Progress:
+    """A progress bar on standard error, with the time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print JSON, and nothing else, on standard output."""
+    typer.echo(json.dumps(value, indent=2))

@@ -1,0 +1,54 @@
+"""`iec demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from iec.cli.common import Json, Seed, print_json, progress
+
+
+def demo(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Where report.html, grid.png and demo.json go.")
+    ] = Path("iec-demo"),
+    seed: Seed = 0,
+    images: Annotated[int | None, typer.Option("-n", "--images", help="Images per row; at least 10.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The main job on the embedded model: efficient, corrected, compared at equal cost, and pictured.
+
+    Example: iec demo -o iec-demo/
+    """
+    from iec.experiments.demo import Plan, run_demo
+    from iec.experiments.demo_report import demo_dict, demo_sentences, demo_table, write_demo
+    from iec.experiments.settings import Setting
+    from iec.models.files import require_writable
+    from iec.reports.table import to_rich
+
+    if images is not None and images < 10:
+        raise ValueError(f"The demo needs at least 10 images per row for its intervals, but got {images}.")
+    require_writable(output)
+    with progress("evaluations") as bar:
+        task = bar.add_task("loading the model", total=None)
+
+        def on_plan(plan: Plan) -> None:
+            bar.update(task, total=round(plan.evaluations))
+
+        def on_setting(setting: Setting) -> None:
+            bar.update(task, description=f"{setting.label:<34}")
+
+        result = run_demo(seed, images, on_plan, on_setting, lambda count: bar.advance(task, count))
+    paths = write_demo(result, output)
+    if as_json:
+        print_json(demo_dict(result))
+        return
+    console = Console()
+    # A table cut off at the terminal's edge would hide the verdicts: when not on a terminal, give it room.
+    console.print(to_rich(demo_table(result)), width=None if console.is_terminal else 160)
+    for sentence in demo_sentences(result):
+        console.print(sentence, highlight=False)
+    console.print(
+        f"\nTook {result.seconds:.0f} s. Report: {paths['report']}  Pictures: {paths['grid']}", highlight=False
+    )

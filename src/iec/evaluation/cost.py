@@ -1,0 +1,46 @@
+"""The unit of cost: one full evaluation of the network for one image; a cached evaluation costs c of it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from iec.method.clock import Clock
+
+
+@dataclass(frozen=True)
+class EvaluationCost:
+    """Multiply-adds of one evaluation for one image: computed in full, and served from a cache (equal without one)."""
+
+    full: int
+    cached: int
+
+    @property
+    def cached_fraction(self) -> float:
+        """c, the cost of a cached evaluation in full ones."""
+        return self.cached / self.full
+
+    def total(self, full: float, cached: float) -> float:
+        """The cost F + c C of F full and C cached evaluations, in full evaluations."""
+        return full + self.cached_fraction * cached
+
+
+@torch.no_grad()
+def evaluation_cost(network: nn.Module) -> EvaluationCost:
+    """Measure an unconditional UNet at its own sample size, as it is now (with whatever cache it carries)."""
+    config: Any = network.config
+    size = config.sample_size if isinstance(config.sample_size, (list, tuple)) else [config.sample_size] * 2
+    parameter = next(network.parameters())
+    x = torch.zeros(1, config.in_channels, *size, dtype=parameter.dtype, device=parameter.device)
+    timestep = torch.zeros(1, dtype=torch.int64, device=parameter.device)
+    counts = []
+    # Any interval fits a run this long, and the steps after the first are cached.
+    with Clock(num_steps=1000) as clock:
+        for _ in range(2):
+            with FlopCounterMode(display=False) as counter:
+                network(x, timestep)
+            counts.append(counter.get_total_flops() // 2)
+            clock.advance()
+    return EvaluationCost(*counts)

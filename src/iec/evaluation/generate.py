@@ -1,0 +1,121 @@
+"""Sampling many images, reproducibly: image i depends on (seed, i) alone, and is always in batch i // batch_size."""
+
+import inspect
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from iec.method.config import IECConfig
+from iec.method.noise import IMAGES_PER_SEED, MAX_SEED, image_generator
+from iec.method.summary import Summary
+from iec.pipelines import enabled, summary
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The images of one batch, uint8 [B, 3, H, W], without padding; `summary` and `seconds` are of the whole batch."""
+
+    start: int
+    images: torch.Tensor
+    summary: Summary
+    seconds: float
+
+    @property
+    def indices(self) -> range:
+        """The indices of the images."""
+        return range(self.start, self.start + len(self.images))
+
+
+def generate(
+    pipe: DiffusionPipeline,
+    num_images: int,
+    num_steps: int,
+    seed: int = 0,
+    batch_size: int = 64,
+    correction: IECConfig | None = None,
+    skip: frozenset[int] = frozenset(),
+    inputs: Mapping[str, Any] | None = None,
+) -> Iterator[Batch]:
+    """Sample `num_images` images, batch by batch; `skip` names batches that are done already.
+
+    The last batch is padded with the images that would come next, so that every batch is computed alike.
+    inputs: further arguments of the pipeline's call; a prompt is repeated for every image.
+    Raises ValueError or TypeError for bad settings, or for inputs that the pipeline needs and did not get, before
+    anything is sampled.
+    """
+    for name, value, least in (
+        ("num_images", num_images, 1),
+        ("num_steps", num_steps, 1),
+        ("batch_size", batch_size, 1),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an integer, but is {value!r}.")
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, but is {value}.")
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed must lie in 0..{MAX_SEED}, but is {seed}.")
+    num_batches = math.ceil(num_images / batch_size)
+    if num_batches * batch_size > IMAGES_PER_SEED:
+        raise ValueError(f"At most {IMAGES_PER_SEED} images can be drawn from one seed: use another seed for more.")
+    arguments = _call_arguments(pipe, batch_size, dict(inputs or {}))
+    return _batches(pipe, num_images, num_steps, seed, batch_size, correction, skip, arguments)
+
+
+def _batches(
+    pipe: DiffusionPipeline,
+    num_images: int,
+    num_steps: int,
+    seed: int,
+    batch_size: int,
+    correction: IECConfig | None,
+    skip: frozenset[int],
+    arguments: dict[str, Any],
+) -> Iterator[Batch]:
+    # Without a correction the run is still followed, for its evaluations and its clock.
+    config = IECConfig(num_iterations=0) if correction is None else correction
+    for number in range(math.ceil(num_images / batch_size)):
+        if number in skip:
+            continue
+        start = number * batch_size
+        generators = [image_generator(seed, start + i) for i in range(batch_size)]
+        began = time.perf_counter()
+        with enabled(pipe, config):
+            output = pipe(**arguments, generator=generators, num_inference_steps=num_steps, output_type="np")
+            record = summary(pipe)
+        seconds = time.perf_counter() - began
+        images = _to_uint8(output.images)
+        yield Batch(start, images[: num_images - start], record, seconds)
+
+
+# What `_batches` gives to every call.
+_GIVEN = ("self", "generator", "num_inference_steps", "output_type")
+
+
+def _call_arguments(pipe: DiffusionPipeline, batch_size: int, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of every call; refuses, by name, a pipeline that needs an input that was not given."""
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    unknown = sorted(set(inputs) - set(parameters))
+    if unknown:
+        raise ValueError(f"{type(pipe).__name__} takes no '{unknown[0]}'.")
+    needed = [name for name, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if "prompt" in parameters:
+        needed.append("prompt")
+    missing = [name for name in needed if name not in inputs and name not in _GIVEN]
+    if missing:
+        raise ValueError(f"{type(pipe).__name__} needs '{missing[0]}', which was not given.")
+    if "prompt" in inputs:
+        inputs["prompt"] = [inputs["prompt"]] * batch_size
+    elif "batch_size" in parameters:
+        inputs["batch_size"] = batch_size
+    return inputs
+
+
+def _to_uint8(images: Any) -> torch.Tensor:
+    """float [B, H, W, C] in [0, 1] to uint8 [B, C, H, W], rounded and without a watermark."""
+    scaled = torch.as_tensor(images).float().mul(255).round().clamp(0, 255)
+    return scaled.to(torch.uint8).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,117 @@
+"""The demo: efficient, corrected, compared at equal cost, and pictured, on the embedded model."""
+
+import time
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import torch
+
+from iec.evaluation.cost import EvaluationCost
+from iec.experiments.rows import Judge, Judged, Sampled, Verdict, cached_evaluation_cost, compare, sample_setting
+from iec.experiments.settings import Setting, rivals
+from iec.method.config import IECConfig
+from iec.models.features import load_feature_network, load_reference
+from iec.models.loading import load_pipeline
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """The contents of demo.toml."""
+
+    num_steps: int
+    intervals: tuple[int, ...]
+    corrections: tuple[str, ...]
+    evaluations: int
+    minimum_images: int
+    batch_size: int
+    dtype: str
+
+    @classmethod
+    def load(cls) -> "DemoConfig":
+        """Read the demo.toml of the package."""
+        found: dict[str, Any] = tomllib.loads((files("iec.experiments") / "demo.toml").read_text(encoding="utf-8"))
+        for name in ("intervals", "corrections"):
+            found[name] = tuple(found[name])
+        return cls(**found)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings to run, each once, and for each corrected setting its rivals."""
+
+    settings: tuple[Setting, ...]
+    rivals: dict[Setting, list[Setting]]
+    unit: EvaluationCost
+    num_images: int
+
+    @property
+    def evaluations(self) -> float:
+        """What all of it will cost, in full evaluations."""
+        return self.num_images * sum(setting.cost(self.unit) for setting in self.settings)
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Everything the demo found: the rows in order of the plan, and the verdicts on the corrected ones."""
+
+    config: DemoConfig
+    plan: Plan
+    seed: int
+    rows: tuple[Judged, ...]
+    verdicts: dict[Setting, tuple[Verdict, ...]]
+    seconds: float
+
+    def row(self, setting: Setting) -> Judged:
+        """The row of one setting."""
+        return next(row for row in self.rows if row.sampled.setting == setting)
+
+
+def make_plan(config: DemoConfig, unit: EvaluationCost, num_images: int | None = None) -> Plan:
+    """Which settings the demo runs, and with how many images: as many as fit the evaluations, at least the minimum."""
+    full_precision = Setting(config.num_steps)
+    bases = [Setting(config.num_steps, interval) for interval in config.intervals]
+    corrected = [
+        Setting(base.num_steps, base.interval, IECConfig(steps=steps)) for base in bases for steps in config.corrections
+    ]
+    found = {setting: rivals(setting, unit) for setting in corrected}
+    everything = [full_precision, *bases, *corrected, *(rival for group in found.values() for rival in group)]
+    settings = tuple(dict.fromkeys(everything))
+    cost = sum(setting.cost(unit) for setting in settings)
+    fitting = int(config.evaluations / cost) // config.batch_size * config.batch_size
+    count = max(config.minimum_images, fitting) if num_images is None else num_images
+    return Plan(settings, found, unit, count)
+
+
+def run_demo(
+    seed: int = 0,
+    num_images: int | None = None,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
+    on_setting: Callable[[Setting], None] = lambda setting: None,
+    on_evaluations: Callable[[float], None] = lambda evaluations: None,
+) -> DemoResult:
+    """Sample and judge every setting of the plan; the callbacks tell of progress, counted in full evaluations."""
+    began = time.perf_counter()
+    config = DemoConfig.load()
+    pipe = load_pipeline(dtype=getattr(torch, config.dtype))
+    unit = cached_evaluation_cost(pipe, Setting(config.num_steps, max(config.intervals)))
+    plan = make_plan(config, unit, num_images)
+    on_plan(plan)
+    sampled: list[Sampled] = []
+    for setting in plan.settings:
+        on_setting(setting)
+
+        def on_batch(images: int, cost: float = setting.cost(unit)) -> None:
+            on_evaluations(images * cost)
+
+        sampled.append(sample_setting(pipe, setting, plan.num_images, seed, config.batch_size, unit, on_batch))
+    judge = Judge(load_feature_network(), load_reference(), sampled[0].images)
+    rows = tuple(judge.judge(one) for one in sampled)
+    by_setting = {row.sampled.setting: row for row in rows}
+    verdicts = {
+        setting: tuple(compare(by_setting[setting], by_setting[rival]) for rival in group)
+        for setting, group in plan.rivals.items()
+    }
+    return DemoResult(config, plan, seed, rows, verdicts, time.perf_counter() - began)

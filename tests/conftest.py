@@ -1,0 +1,1 @@
+"""Makes this folder importable, so that every test package finds `tiny_models`."""
