@@ -97,7 +97,11 @@ def recorded_inputs(model):
 @contextmanager
 def on_evaluation(model, action):
     """Call `action(x)` at every evaluation of `model`."""
-    handle = first_layer(model).register_forward_pre_hook(lambda module, args: action(args[0]))
+
+    def hook(module, args):
+        action(args[0])  # what it returns would replace the input
+
+    handle = first_layer(model).register_forward_pre_hook(hook)
     try:
         yield
     finally:

@@ -5,7 +5,7 @@ import torch
 
 import iec
 from iec.method import Clock, IECConfig, current_clock, spaced_timesteps
-from iec.method.cache import RunCache
+from iec.method.cache import RunCache, StepCaches
 
 from . import reference
 from .denoisers import Cached, GuidedCached, Recorded, deep, shallow
@@ -264,6 +264,18 @@ def test_a_whole_restore_forgets_what_came_later():
     cache.restore(state)
     assert set(clock.storage) == {"a"}
     assert clock.storage["a"].item() == 0
+
+
+@pytest.mark.parametrize(
+    ("answers", "full"), [((), True), ((None,), True), ((True, None), True), ((True, False), False), ((False,), False)]
+)
+def test_a_step_is_full_unless_one_of_its_caches_shortened_it(answers, full):
+    clocks = [Clock(1) for _ in answers]
+    step = StepCaches([RunCache(clock) for clock in clocks], "refresh")
+    for clock, answer in zip(clocks, answers, strict=True):
+        if answer is not None:
+            clock.record(answer)
+    assert step.was_full() == full
 
 
 def test_forced_full_is_undone_even_after_an_error():

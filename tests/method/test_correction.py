@@ -358,8 +358,9 @@ def test_settle_hears_after_each_pass_which_updates_were_kept():
         return torch.where(torch.tensor([[False], [False], [len(passes) == 2]]), torch.nan, gains * x)
 
     config = IECConfig(num_iterations=3)
-    run(x_t, denoiser, config, first=gains * x_t, settle=lambda kept: heard.append(kept.tolist()))
-    assert heard == [[True, True, True], [False, True, False], [False, True, False]]
+    run(x_t, denoiser, config, first=gains * x_t, settle=lambda *masks: heard.append([m.tolist() for m in masks]))
+    assert [kept for kept, _ in heard] == [[True, True, True], [False, True, False], [False, True, False]]
+    assert [failed for _, failed in heard] == [[False, False, False], [False, False, True], [False, False, False]]
 
 
 # Batches

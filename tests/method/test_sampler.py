@@ -254,6 +254,16 @@ def test_a_linear_denoiser_scales_the_deviation_by_the_known_factor(gain, relaxa
     assert deviation == pytest.approx(sigma * abs(1 + relaxation * B * gain), rel=SPREAD_TOLERANCE)
 
 
+def test_the_noise_is_drawn_in_float32_whatever_the_dtype_of_the_image():
+    x, states = noise(2, 3).to(torch.bfloat16), []
+    for start in (x, x.float()):
+        network = ConvDenoiser()  # its parameters are float32, and so is what it sees
+        network.forward = Recorded(lambda x, t: torch.zeros_like(x))
+        iec.sample(network, start, 2, eta=1.0, generators=generators(2), config=None)
+        states.append(network.forward.input(1, 0))
+    assert same_bits(states[0], states[1])
+
+
 def test_an_image_with_eta_depends_on_its_own_generator_alone():
     x = noise(4, 3)
     together = iec.sample(smooth, x, 8, eta=1.0, generators=generators(4))
@@ -312,7 +322,7 @@ def test_a_state_that_is_not_finite_before_any_correction_names_its_step(bad, co
     def denoiser(x, t):
         eps = smooth(x, t)
         if current_clock().step == 3 and current_clock().pass_index == 0:
-            eps[1] = bad
+            eps[1, 2] = bad
         return eps
 
     with pytest.raises(NonFiniteError, match=r"At step 3 \(timestep 200\), 1 of 3 samples") as error:

@@ -199,8 +199,8 @@ def test_a_component_inside_a_component_is_part_of_its_event():
     def outer(x):
         return recorder.evaluate(inner, (x, 3), {}) + 1
 
-    recorder.start()
     x = noise(2, 3, 4, 4)
+    recorder.start()
     recorder.evaluate(outer, (x,), {})
     assert recorder.recording
     (event,) = recorder.stop()
@@ -215,7 +215,7 @@ def test_outside_a_recording_a_network_is_called_plainly():
 
 
 def test_an_exception_in_a_network_leaves_the_recorder_usable():
-    recorder, x = Recorder(), noise(2, 3, 4, 4)
+    recorder, net, x = Recorder(), Net(), noise(2, 3, 4, 4)
 
     def broken(x):
         raise ZeroDivisionError
@@ -224,7 +224,7 @@ def test_an_exception_in_a_network_leaves_the_recorder_usable():
     with pytest.raises(ZeroDivisionError):
         recorder.evaluate(broken, (x,), {})
     assert recorder.recording
-    recorder.evaluate(Net(), (x, 3), {})
+    recorder.evaluate(net, (x, 3), {})
     assert len(recorder.stop()) == 1
     assert not torch.overrides._get_current_function_mode_stack()
 

@@ -110,6 +110,15 @@ def test_a_sample_that_feeds_the_network_is_its_own_source():
     assert torch.equal(source.holding(x), x)
 
 
+@pytest.mark.parametrize("nothing", [lambda y: y.to(torch.float32), lambda y: y.contiguous(), lambda y: y.float()])
+def test_a_cast_or_copy_that_returns_its_own_argument_is_passed_over(nothing):
+    base = noise(4, 3)
+    source, sample = found_source(base, lambda y: nothing(y[1:3]))
+    assert source is not None
+    assert source.tensor is base
+    assert torch.equal(source.holding(sample + 1)[1:3], sample + 1)
+
+
 def test_a_sample_in_another_dtype_is_put_back_in_the_networks():
     base = noise(2, 6).bfloat16()
     source, sample = found_source(base, lambda y: y[:, 2:4].float())

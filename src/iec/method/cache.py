@@ -67,12 +67,13 @@ class StepCaches:
     def __init__(self, caches: Sequence[Cache], policy: CachePolicy) -> None:
         self.caches = caches
         self.policy = policy
-        self.before = self._snapshot()
-        self.latest = self.before
+        # Only `reuse` goes back to it; holding it for the others would keep the older features alive.
+        self.before = self._snapshot() if policy == "reuse" else []
+        self.after_main = self.latest = self.before
 
     def main_done(self) -> None:
         """Note the state that the main call left."""
-        self.latest = self._snapshot()
+        self.after_main = self.latest = self._snapshot()
 
     def was_full(self) -> bool:
         """Whether the main call was computed in full (without a cache it always is)."""
@@ -95,21 +96,24 @@ class StepCaches:
             if self.policy == "bypass":
                 self._restore(self.latest)
 
-    def settle(self, kept: torch.Tensor) -> None:
-        """After a pass in `refresh` mode, take back the features of samples whose update was not `kept` (bool [B])."""
+    def settle(self, kept: torch.Tensor, failed: torch.Tensor) -> None:
+        """After a pass in `refresh` mode, take back the features of samples whose update was not `kept` (bool [B]).
+
+        A sample that `failed` fell back to the uncorrected state, and so do its features.
+        """
         if self.policy != "refresh":
             return
         if not kept.all():
-            for cache, state in zip(self.caches, self.latest, strict=True):
-                cache.restore(state, ~kept)
+            self._restore(self.latest, ~kept)
+            self._restore(self.after_main, failed)
         self.latest = self._snapshot()
 
     def _snapshot(self) -> list[Any]:
         return [cache.snapshot() for cache in self.caches]
 
-    def _restore(self, states: list[Any]) -> None:
+    def _restore(self, states: list[Any], samples: torch.Tensor | None = None) -> None:
         for cache, state in zip(self.caches, states, strict=True):
-            cache.restore(state)
+            cache.restore(state, samples)
 
 
 def _replace_rows(new: torch.Tensor, old: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The settings of the correction, validated when they are made."""
 
 import math
+import operator
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -49,7 +50,7 @@ class IECConfig:
         _require_choice("cache", self.cache, ("refresh", "bypass", "reuse"))
         validate_selector(self.steps)
         if not isinstance(self.steps, str) and not callable(self.steps):
-            object.__setattr__(self, "steps", tuple(sorted(set(self.steps))))
+            object.__setattr__(self, "steps", tuple(sorted({operator.index(step) for step in self.steps})))
 
     def _validate_relaxation(self) -> None:
         values: Any = self.relaxation

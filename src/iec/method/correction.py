@@ -37,17 +37,18 @@ def correct(
     update: Predict,
     config: IECConfig,
     output: torch.Tensor | None = None,
-    settle: Callable[[torch.Tensor], None] | None = None,
+    settle: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
 ) -> Correction:
     """Correct x_{t-1}^(0) = `x_prev` [B, ...] by K relaxed fixed-point iterations.
 
     predict: x -> eps(x, t), the denoiser at the step's own timestep.
     update: eps -> A_t x_t + B_t eps (+ sigma_t z), the step map from the fixed x_t with the step's own noise.
     output: e_0 with `x_prev = update(e_0)`; given, e_hat <- e_hat + lambda (eps - e_hat) is carried beside the state.
-    settle: called after each pass with the samples whose update was kept (bool [B]).
+    settle: called after each pass with the samples whose update was kept, and those that fell back (both bool [B]).
 
     Each sample stands alone: it is frozen once its own update falls below the tolerance, and falls back to x^(0)
-    where its own update is not finite. Evaluation stops when no sample is left.
+    where its own corrected state is not finite. Evaluation stops when no sample is left: with a positive tolerance
+    that is also after a pass of lambda 0, whose update is zero.
     """
     x, e = x_prev, output
     active = torch.ones(len(x), dtype=torch.bool, device=x.device)
@@ -58,15 +59,17 @@ def correct(
             break
         eps = predict(x)
         delta = update(eps).sub(x).mul_(relaxation)
-        finite = torch.isfinite(delta).flatten(1).all(1)
-        kept, failed = active & finite, active & ~finite
-        moved = kept & delta.ne(0).flatten(1).any(1)  # an update of zero keeps every bit, -0.0 included
         size = _size(delta, x, config)
+        moved = delta.ne(0).flatten(1).any(1)  # an update of zero keeps every bit, -0.0 included
+        corrected = delta.add_(x)
+        finite = torch.isfinite(corrected).flatten(1).all(1)
+        kept, failed = active & finite, active & ~finite
+        moved &= kept
         if e is not None:
             e = _choose(moved, torch.lerp(e, eps.to(e.dtype), relaxation), e)
         del eps
-        x = _choose(moved, delta.add_(x), x)
-        del delta
+        x = _choose(moved, corrected, x)
+        del delta, corrected
         if k > 0:  # x is no longer x^(0), to which a failed sample falls back
             x = _choose(failed, x_prev, x)
             e = None if e is None or output is None else _choose(failed, output, e)
@@ -74,7 +77,7 @@ def correct(
         changed, fell_back = (changed | moved) & ~failed, fell_back | failed
         active = kept & ~(size < config.tolerance)
         if settle is not None:
-            settle(kept)
+            settle(kept, failed)
     return Correction(x, e, tuple(residuals), changed, fell_back)
 
 

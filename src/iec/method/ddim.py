@@ -89,12 +89,12 @@ def alpha_pairs(
 def coefficients(alpha: float, alpha_prev: float, eta: float = 0.0) -> Coefficients:
     """A_t, B_t and sigma_t from alpha-bar_t and alpha-bar_{t-1} (paper Eq. 3-6).
 
-    Raises ValueError where eta lies outside [0, 1].
+    A duplicated timestep gives exactly 1, 0, 0. Raises ValueError where eta lies outside [0, 1].
     """
+    if isinstance(eta, bool) or not isinstance(eta, (int, float)):
+        raise TypeError(f"eta must be a number, but is {eta!r}.")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in [0, 1], but is {eta}.")
-    if alpha == alpha_prev:  # a duplicated timestep: the state stays, to the last bit
-        return Coefficients(1.0, 0.0, 0.0)
     sigma = eta * math.sqrt((1 - alpha / alpha_prev) * (1 - alpha_prev) / (1 - alpha)) if eta else 0.0
     direction = math.sqrt(max(0.0, 1 - alpha_prev - sigma**2))
     ratio = math.sqrt(alpha_prev / alpha)

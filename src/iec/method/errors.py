@@ -4,7 +4,7 @@ import torch
 
 
 class NonFiniteError(ValueError):
-    """The state became infinite or NaN without any correction being at fault."""
+    """The state became infinite or NaN."""
 
 
 def require_finite(state: torch.Tensor, step: int, timestep: float | int | None) -> None:
@@ -14,6 +14,6 @@ def require_finite(state: torch.Tensor, step: int, timestep: float | int | None)
         bad = int((~finite).sum())
         where = f"step {step}" if timestep is None else f"step {step} (timestep {timestep})"
         raise NonFiniteError(
-            f"At {where}, {bad} of {len(finite)} samples became infinite or NaN before any correction: "
+            f"At {where}, {bad} of {len(finite)} samples became infinite or NaN: "
             "check the model, its dtype and its scheduler."
         )

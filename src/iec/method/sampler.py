@@ -97,6 +97,10 @@ def sample(
         raise TypeError("x_T must be a floating-point tensor with a batch axis and at least one more.")
     if len(x_T) == 0:
         raise ValueError("x_T holds no sample: its batch axis is empty.")
+    if config is not None and not isinstance(config, IECConfig):
+        raise TypeError(f"config must be an IECConfig or None, but is a {type(config).__name__}.")
+    if isinstance(generators, torch.Generator):
+        raise TypeError("generators must be a list with one generator per sample, but is a single generator.")
     config = IECConfig(num_iterations=0) if config is None else config
     steps = _steps(num_steps, spacing, sampler, eta, alphas_cumprod, drop_duplicates)
     selected = select_steps(config.steps, len(steps)) if config.num_iterations else frozenset()
@@ -140,7 +144,9 @@ def sample(
             clock.advance()
             record.seconds = time.perf_counter() - started
             summary.steps.append(record)
-    x = x.to(x_T.dtype)
+    if x.dtype != x_T.dtype:
+        x = x.to(x_T.dtype)
+        require_finite(x, len(steps) - 1, steps[-1].timestep)
     return (x, summary) if return_summary else x
 
 
@@ -201,7 +207,7 @@ def _noise(
             if not eta or generators is None:
                 yield None
                 continue
-            parts = [torch.randn(x_T.shape[1:], generator=g, device=g.device) for g in generators]
+            parts = [torch.randn(x_T.shape[1:], generator=g, device=g.device, dtype=torch.float32) for g in generators]
             yield torch.stack(parts).to(x_T.device, dtype)
 
     return draws()
@@ -218,7 +224,12 @@ def _network_dtype(denoiser: Denoiser, x_T: torch.Tensor) -> torch.dtype:
 def _predictor(denoiser: Denoiser, t: torch.Tensor, network: torch.dtype, state: torch.dtype) -> Predict:
     def predict(x: torch.Tensor) -> torch.Tensor:
         output = denoiser(x.to(network), t)
-        eps = output if isinstance(output, torch.Tensor) else output.sample
+        eps = output if isinstance(output, torch.Tensor) else getattr(output, "sample", None)
+        if not isinstance(eps, torch.Tensor):
+            raise TypeError(
+                "The denoiser must return a tensor or an object whose .sample is one, "
+                f"but returned a {type(output).__name__}."
+            )
         if eps.shape != x.shape:
             raise ValueError(f"The denoiser returned shape {list(eps.shape)} for a state of shape {list(x.shape)}.")
         return eps.to(state)

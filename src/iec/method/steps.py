@@ -33,7 +33,7 @@ def validate_selector(selector: StepSelector) -> None:
             raise ValueError(f"Unknown step selector '{selector}': use {_NAMES}.")
     elif isinstance(selector, Collection):
         for index in selector:
-            if isinstance(index, bool) or not isinstance(index, int):
+            if isinstance(index, bool) or not hasattr(index, "__index__"):
                 raise TypeError(f"Step indices must be integers, but {index!r} is not.")
             if index < 0:
                 raise ValueError(f"Step indices count from 0 (the noisiest step), but {index} is negative.")

@@ -11,7 +11,8 @@ from torch.nn import functional
 from iec.models.features import FeatureNetwork, Reference, normalize
 from iec.training.data import ImageSet
 
-PADDING = 4
+#: How far a crop may lie off: for so few epochs, two pixels train better than the four of long runs.
+PADDING = 2
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,10 @@ class ClassifierConfig:
 
     epochs: int = 12
     batch_size: int = 128
-    learning_rate: float = 0.15
+    learning_rate: float = 0.1
     warmup: float = 0.2
     momentum: float = 0.9
-    weight_decay: float = 5e-4
+    weight_decay: float = 3e-4
     label_smoothing: float = 0.1
     seed: int = 0
     #: bfloat16 pays only where the processor multiplies it natively at full width; measure before switching it on.
@@ -126,7 +127,7 @@ def _batches(
 
 
 def _augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Shift each image [B, 3, H, W] by up to 4 pixels, its border repeated as a mirror, and flip half of them."""
+    """Shift each image [B, 3, H, W] by up to 2 pixels, its border repeated as a mirror, and flip half of them."""
     n, _, height, width = images.shape
     padded = functional.pad(images.float(), [PADDING] * 4, mode="reflect").to(images.dtype)
     top, left = torch.randint(0, 2 * PADDING + 1, (2, n, 1), generator=generator)

@@ -1,0 +1,61 @@
+import pytest
+
+from iec import IECConfig
+from iec.cli.options import parse_cache, parse_correction
+from iec.efficient import DeepCacheConfig
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, None),
+        ("none", None),
+        ("deepcache:5", DeepCacheConfig(5)),
+        ("deepcache:10,branch=2,schedule=centred,centre=12,power=1.2", DeepCacheConfig(10, 2, "centred", 12, 1.2)),
+    ],
+)
+def test_caches(text, expected):
+    assert parse_cache(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, None),
+        ("none", None),
+        ("paper", IECConfig.paper()),
+        ("released", IECConfig.released()),
+        ("relaxation=0.3,steps=edges:1/10", IECConfig(relaxation=0.3, steps="edges:1/10")),
+        ("relaxation=1+0.5,steps=0+5+9", IECConfig(relaxation=(1.0, 0.5), num_iterations=2, steps=[0, 5, 9])),
+        ("iterations=3,tolerance=1e-4,tolerance_mode=absolute", IECConfig(0.5, 3, "all", False, 1e-4, "absolute")),
+        ("cached_steps=true,cache=reuse,steps=4", IECConfig(cached_steps=True, cache="reuse", steps=[4])),
+    ],
+)
+def test_corrections(text, expected):
+    assert parse_correction(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "sentence"),
+    [
+        (parse_cache, "teacache:5", "Unknown cache 'teacache'"),
+        (parse_cache, "deepcache", "the cache interval must be an integer, but is ''"),
+        (parse_cache, "deepcache:five", "the cache interval must be an integer"),
+        (parse_cache, "deepcache:0", "interval must be at least 1"),
+        (parse_cache, "deepcache:5,branch=a", "branch must be an integer"),
+        (parse_cache, "deepcache:5,depth=1", "Unknown cache setting 'depth'"),
+        (parse_correction, "relaxation=2", r"relaxation must lie in \[0, 2\)"),
+        (parse_correction, "relaxation=nan", r"relaxation must lie in \[0, 2\)"),
+        (parse_correction, "relaxation=half", "relaxation must be a number"),
+        (parse_correction, "iterations=-1", "num_iterations must not be negative"),
+        (parse_correction, "tolerance=-1", "tolerance must be a finite number of at least 0"),
+        (parse_correction, "steps=sometimes", "Unknown step selector 'sometimes'"),
+        (parse_correction, "steps=edges:2", "A must be a fraction above 0"),
+        (parse_correction, "cache=keep", "cache must be one of refresh, bypass, reuse"),
+        (parse_correction, "strength=1", "Unknown correction setting 'strength'"),
+        (parse_correction, "always", "'always' is no setting"),
+    ],
+)
+def test_bad_options_are_one_sentence(parse, text, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        parse(text)

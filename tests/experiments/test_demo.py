@@ -1,0 +1,82 @@
+import json
+import re
+
+import pytest
+import torch
+from PIL import Image
+from tiny_models import tiny_unet
+
+import iec
+from iec.evaluation.bootstrap import Estimate
+from iec.experiments import demo
+from iec.experiments.demo import run_demo
+from iec.experiments.demo_report import demo_sentences, demo_table, write_demo
+from iec.experiments.rows import Verdict
+from iec.experiments.settings import Setting
+from iec.models.unconditional import UnconditionalPipeline
+from iec.runtime import SpacedDDIMScheduler
+
+
+def tiny_pipeline(**settings):
+    pipe = UnconditionalPipeline(tiny_unet(sample_size=32), SpacedDDIMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def result():
+    original, demo.load_pipeline = demo.load_pipeline, tiny_pipeline
+    try:
+        yield run_demo(num_images=12)
+    finally:
+        demo.load_pipeline = original
+
+
+def test_the_rows_are_what_their_settings_say(result):
+    for row in result.rows:
+        setting = row.sampled.setting
+        assert (row.sampled.full, row.sampled.cached) == setting.evaluations()
+        assert row.sampled.cost == pytest.approx(setting.cost(result.plan.unit))
+        assert row.sampled.images.shape == (12, 3, 32, 32)
+
+
+def test_a_row_is_the_same_as_sampling_it_alone(result):
+    setting = Setting(20, 1, iec.IECConfig())
+    pipe = tiny_pipeline()
+    x_t = iec.initial_noise([iec.image_generator(0, i) for i in range(64)], (3, 32, 32))
+    x = iec.sample(pipe.unet, x_t, num_steps=20, config=setting.correction)
+    expected = ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)[:12]
+    assert torch.equal(result.row(setting).sampled.images, expected)
+
+
+def test_full_precision_is_the_reference_of_fidelity(result):
+    assert result.row(Setting(20)).psnr is None
+    assert all(row.psnr is not None for row in result.rows if row.sampled.setting != Setting(20))
+
+
+def test_a_win_needs_an_interval_below_zero():
+    rival = Setting(20, 4)
+    assert Verdict(rival, Estimate(-1.0, -2.0, -0.1)).outcome == "wins"
+    assert Verdict(rival, Estimate(1.0, 0.1, 2.0)).outcome == "loses"
+    assert Verdict(rival, Estimate(-1.0, -2.0, 0.1)).outcome == "not separable"
+
+
+def test_every_corrected_row_has_a_verdict_in_the_table_and_in_a_sentence(result):
+    table = demo_table(result)
+    corrected = [row for row in table.rows if row.group == "corrected"]
+    assert len(corrected) == len(demo_sentences(result)) == 6
+    for row in corrected:
+        assert re.search("wins over|loses to|not separable with 12 images from", row.cells[-1])
+    assert len(table.rows) == len(result.rows)
+
+
+def test_the_output_is_a_picture_a_page_and_numbers(result, tmp_path):
+    paths = write_demo(result, tmp_path)
+    with Image.open(paths["grid"]) as grid:
+        assert grid.width > 12 * 64
+    page = paths["report"].read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    assert "FID " not in page.replace("no FID", "")
+    rows = json.loads(paths["json"].read_text())["rows"]
+    assert len(rows) == len(result.rows)
+    assert {"full_evaluations", "cached_evaluations", "cost", "seconds", "kd_cifar", "fd_cifar"} <= set(rows[0])
