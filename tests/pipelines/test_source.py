@@ -19,7 +19,7 @@ GATHERS = {
     "flat": lambda y: y.flatten(),
     "reshaped": lambda y: y.reshape(1, -1),
     "unsqueezed": lambda y: y.unsqueeze(0),
-    "squeezed": lambda y: y.squeeze(),
+    "squeezed": lambda y: y.squeeze() if y.numel() > 1 else y,
     "last chunk": lambda y: y.chunk(2, dim=0)[-1],
     "narrowed": lambda y: y.narrow(0, 0, max(1, y.shape[0] - 1)),
     "split": lambda y: y.split(max(1, y.shape[-1] - 1), dim=-1)[0],

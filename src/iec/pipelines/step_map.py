@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from iec.pipelines.errors import IECUnsupportedError
 from iec.pipelines.noise_state import NoiseState
 from iec.pipelines.scheduler_state import SchedulerState
 
@@ -21,6 +22,12 @@ class StepMap:
         self._step = step
         self._call = inspect.signature(step).bind(*args, **kwargs)
         arguments = self._call.arguments
+        missing = {"model_output", "sample"} - set(arguments)
+        if missing:
+            raise IECUnsupportedError(
+                f"{type(scheduler).__name__}.step takes no argument named '{min(missing)}', so it cannot be taken again: "
+                "use one of diffusers' schedulers."
+            )
         self.output: torch.Tensor = arguments["model_output"]
         self.sample: torch.Tensor = arguments["sample"]
         self.timestep: Any = arguments.get("timestep")

@@ -121,7 +121,8 @@ class _Attachment:
         self.pipe = weakref.ref(pipe)
         self.participants: dict[str, Participant] = {}
         self.calling = threading.Lock()
-        self.base = type(pipe)
+        copied: _Attachment | None = getattr(type(pipe), "_iec_attachment", None)
+        self.base: type = type(pipe) if copied is None else copied.base  # a deep copy came with its original's class
         self.hooked = self._subclass()
 
     def _subclass(self) -> type:
@@ -129,8 +130,11 @@ class _Attachment:
 
         @functools.wraps(base.__call__)
         def call(pipe: DiffusionPipeline, *args: Any, **kwargs: Any) -> Any:
-            # A deep copy of the pipeline shares this class but is not attached: for it the call is plain.
-            if attachment.pipe() is not pipe or not attachment.participants:
+            # A deep copy of the pipeline shares this class but is not attached; its networks may need the clock.
+            if attachment.pipe() is not pipe:
+                with Run(pipe, []):
+                    return base.__call__(pipe, *args, **kwargs)
+            if not attachment.participants:
                 return base.__call__(pipe, *args, **kwargs)
             if not attachment.calling.acquire(blocking=False):
                 raise RuntimeError(
