@@ -148,7 +148,7 @@ def test_one_step_equals_the_loop():
     assert_same_run(piped, by_hand(net, DDIMScheduler.from_config(pipe.scheduler.config), (0.5,), steps=1))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     steps=st.integers(1, 6),
     relaxation=st.lists(st.floats(0, 1.99), min_size=1, max_size=3),

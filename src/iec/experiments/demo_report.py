@@ -44,7 +44,7 @@ def write_demo(result: DemoResult, folder: Path) -> dict[str, Path]:
 
 def demo_table(result: DemoResult) -> Table:
     """The rows, grouped by what they are."""
-    bases = [setting for setting in result.plan.settings if setting in _bases(result)]
+    bases = [setting for setting in result.plan.settings if setting in result.config.bases]
     rest = [setting for setting in result.plan.settings if setting not in bases and setting.correction is None]
     groups = [
         ("efficient", bases),
@@ -71,7 +71,7 @@ def demo_sentences(result: DemoResult) -> list[str]:
 
 def demo_grid(result: DemoResult) -> Image:
     """The first images of every row, same seeds in the same column."""
-    order = [*_bases(result), *result.plan.rivals]
+    order = [*result.config.bases, *result.plan.rivals]
     order += [setting for setting in result.plan.settings if setting not in order]
     return picture_grid([(setting.label, result.row(setting).sampled.images[:_GRID_IMAGES]) for setting in order])
 
@@ -192,6 +192,7 @@ def _facts(result: DemoResult) -> tuple[tuple[str, str], ...]:
     return (
         ("model", "the embedded CIFAR-10 UNet (32x32, unconditional, epsilon prediction)"),
         ("sampler", f"DDIM, quad spacing, eta 0, T={result.config.num_steps} unless a row says otherwise"),
+        ("cache", f"DeepCache at branch {result.config.branch}, uniform schedule"),
         ("correction", "IEC as published: relaxation 0.5, one iteration, full steps only, the cache refreshed"),
         ("network dtype", f"{result.config.dtype}; the state is float32"),
         ("images per row", f"{result.plan.num_images}, seed {result.seed}, batches of {result.config.batch_size}"),
@@ -201,13 +202,9 @@ def _facts(result: DemoResult) -> tuple[tuple[str, str], ...]:
             "versions",
             f"torch {torch.__version__}, diffusers {diffusers.__version__}, Python {platform.python_version()}",
         ),
-        ("machine", f"{platform.machine()}, {torch.get_num_threads()} threads"),
+        ("machine", f"{platform.machine()}, {torch.get_num_threads()} workers of one thread each"),
         ("took", f"{result.seconds:.0f} s"),
     )
-
-
-def _bases(result: DemoResult) -> list[Setting]:
-    return [Setting(result.config.num_steps, interval) for interval in result.config.intervals]
 
 
 def _spread(estimate: Estimate, scale: float, digits: int) -> str:

@@ -25,7 +25,7 @@ class StepMap:
         missing = {"model_output", "sample"} - set(arguments)
         if missing:
             raise IECUnsupportedError(
-                f"{type(scheduler).__name__}.step takes no argument named '{min(missing)}', so it cannot be taken again: "
+                f"{type(scheduler).__name__}.step has no argument named '{min(missing)}', so it cannot be taken again: "
                 "use one of diffusers' schedulers."
             )
         self.output: torch.Tensor = arguments["model_output"]
