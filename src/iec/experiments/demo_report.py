@@ -1,6 +1,7 @@
 """The demo's result as a table, a picture grid, a plot and one HTML page."""
 
 import platform
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,8 @@ def write_demo(result: DemoResult, folder: Path) -> dict[str, Path]:
     return paths
 
 
-def demo_table(result: DemoResult) -> Table:
-    """The rows, grouped by what they are."""
+def demo_table(result: DemoResult, verdicts: bool = True) -> Table:
+    """The rows, grouped by what they are; without `verdicts`, without the last column, for a narrow terminal."""
     bases = [setting for setting in result.plan.settings if setting in result.config.bases]
     rest = [setting for setting in result.plan.settings if setting not in bases and setting.correction is None]
     groups = [
@@ -61,7 +62,10 @@ def demo_table(result: DemoResult) -> Table:
         "PSNR to the full-precision images of the same seeds is fidelity, not quality.",
         f"A cached evaluation costs {result.plan.unit.cached_fraction:.3f} of a full one (multiply-adds).",
     )
-    return Table(f"IEC demo: the embedded CIFAR-10 model, T={result.config.num_steps} quad", _COLUMNS, rows, notes)
+    title = f"IEC demo: the embedded CIFAR-10 model, T={result.config.num_steps} quad"
+    if verdicts:
+        return Table(title, _COLUMNS, rows, notes)
+    return Table(title, _COLUMNS[:-1], tuple(replace(row, cells=row.cells[:-1]) for row in rows), notes)
 
 
 def demo_sentences(result: DemoResult) -> list[str]:
@@ -142,7 +146,7 @@ def _row(result: DemoResult, setting: Setting, group: str) -> Row:
         f"{sampled.cost / result.config.num_steps:.2f}",
         f"{sampled.seconds:.1f}",
         _spread(row.kernel, 1000, 1),
-        _spread(row.frechet, 1, 1),
+        _spread(row.frechet, 1, 2),
         "reference" if row.psnr is None else _spread(row.psnr, 1, 1),
         _against(verdicts, result) if verdicts else "",
     )
