@@ -16,7 +16,7 @@ from iec.method.summary import StepRecord, Summary
 from iec.pipelines.guided_output import GuidedOutput
 from iec.pipelines.recording import Event, Recorder
 from iec.pipelines.step_map import StepMap, previous_sample, with_previous_sample
-from iec.runtime import Part, Participant, Run
+from iec.runtime import Part, Participant, Run, timestep_of
 
 
 class Corrector(Participant):
@@ -73,18 +73,17 @@ class CorrectedRun(Part):
     def step(self, commit: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         i = self.run.clock.step
         events = self.recorder.stop()
-        step_map = StepMap(self.run.scheduler, commit, args, kwargs)
-        record = StepRecord(i, _number(step_map.timestep), i in self.selected)
+        record = StepRecord(i, _number(timestep_of(args, kwargs)), i in self.selected)
         self.step_caches.main_done()
         full = self.step_caches.was_full()
         record.count(full)
         if record.selected and (full or self.config.cached_steps):
-            stepped = self._correct(events, step_map, record)
+            stepped = self._correct(events, StepMap(self.run.scheduler, commit, args, kwargs), record)
         else:
-            stepped = step_map.commit(step_map.output)
-        require_finite(previous_sample(stepped), i, record.timestep)
+            stepped = commit(*args, **kwargs)
+        previous = require_finite(previous_sample(stepped), i, record.timestep)
         record.seconds = time.perf_counter() - self.started
-        self.summary.num_images = len(step_map.sample)
+        self.summary.num_images = len(previous)
         self.summary.steps.append(record)
         self._begin_step(i + 1)
         return stepped
@@ -104,15 +103,12 @@ class CorrectedRun(Part):
         guided_output = GuidedOutput(events, step_map.sample, step_map.output)
 
         def predict(x: torch.Tensor) -> torch.Tensor:
-            self.run.clock.begin_pass(self.run.clock.pass_index + 1)
-            eps = self.step_caches.evaluate(lambda: guided_output(x.to(step_map.sample.dtype)))
-            record.count(self.step_caches.was_full())
-            return eps.to(step_map.dtype)
+            return guided_output(x.to(step_map.sample.dtype)).to(step_map.dtype)
 
         # Not held by a name here: `correct` lets go of x^(0) as soon as it can.
         result = correct(
             require_finite(step_map.dry(output), record.step, record.timestep),
-            predict,
+            self.step_caches.counted(predict, self.run.clock, record),
             step_map.dry,
             self.config,
             output,

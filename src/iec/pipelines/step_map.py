@@ -14,7 +14,7 @@ from iec.pipelines.scheduler_state import SchedulerState
 class StepMap:
     """The step map of one call `step(*args, **kwargs)` of `scheduler`.
 
-    output: the model output e_0 that the pipeline stepped with. sample: x_t. timestep: as the pipeline gave it.
+    output: the model output e_0 that the pipeline stepped with. sample: x_t.
     Dry steps compute in float32 or better and leave the scheduler and every random generator as they were.
     """
 
@@ -30,7 +30,6 @@ class StepMap:
             )
         self.output: torch.Tensor = arguments["model_output"]
         self.sample: torch.Tensor = arguments["sample"]
-        self.timestep: Any = arguments.get("timestep")
         self._scheduler_state = SchedulerState(scheduler)
         self._noise_state = NoiseState(arguments.values())
 

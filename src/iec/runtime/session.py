@@ -92,7 +92,7 @@ class Run:
     def on_step(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One `scheduler.step` call: the participants first, then the clock advances."""
         if self.clock.step == 0:
-            self._set_num_steps(_length_from(self.scheduler, _timestep(args, kwargs)))
+            self._set_num_steps(_length_from(self.scheduler, timestep_of(args, kwargs)))
         commit = original
         for part in self.parts:
             commit = _before(part, commit)
@@ -230,7 +230,8 @@ def _length(scheduler: Any) -> int:
     return 0 if timesteps is None else len(timesteps)
 
 
-def _timestep(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def timestep_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The timestep among the arguments of a `scheduler.step` call, or None."""
     return kwargs.get("timestep", args[1] if len(args) > 1 else None)
 
 
