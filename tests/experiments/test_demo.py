@@ -12,7 +12,7 @@ from iec.evaluation.bootstrap import Estimate
 from iec.evaluation.cost import EvaluationCost
 from iec.experiments import demo
 from iec.experiments.demo import run_demo
-from iec.experiments.demo_report import demo_sentences, demo_table, write_demo
+from iec.experiments.demo_report import demo_sentences, demo_table, verdict_table, write_demo
 from iec.experiments.rows import Verdict, sample_setting
 from iec.experiments.settings import Setting
 from iec.models.unconditional import UnconditionalPipeline
@@ -90,13 +90,15 @@ def test_a_win_needs_an_interval_below_zero():
     assert Verdict(rival, Estimate(-1.0, -2.0, 0.1)).outcome == "not separable"
 
 
-def test_every_corrected_row_has_a_verdict_in_the_table_and_in_a_sentence(result):
-    table = demo_table(result)
-    corrected = [row for row in table.rows if row.group == "corrected"]
-    assert len(corrected) == len(demo_sentences(result)) == 6
-    for row in corrected:
-        assert re.search("wins over|loses to|not separable with 12 images from", row.cells[-1])
+def test_every_row_is_in_the_table_and_every_verdict_in_a_row_and_a_sentence(result):
+    table, verdicts, sentences = demo_table(result), verdict_table(result), demo_sentences(result)
     assert len(table.rows) == len(result.rows)
+    assert [row.group for row in table.rows].count("corrected") == len(sentences) == 6
+    assert len(verdicts.rows) == sum(len(group) for group in result.plan.rivals.values())
+    for row in verdicts.rows:
+        assert {"wins": "win", "loses": "lose", "not separable": ""}[row.cells[-1]] == row.style
+    for sentence in sentences:
+        assert re.search("wins over|loses to|is not separable with 12 images from", sentence)
 
 
 def test_the_output_is_a_picture_a_page_and_numbers(result, tmp_path):

@@ -1,4 +1,4 @@
-"""`iec`: exit code 0 only on success, 2 with one clear sentence for bad input, 130 when interrupted."""
+"""`iec`: exit code 0 only on success, 2 with one sentence for bad input, 1 for a failure, 130 when interrupted."""
 
 import sys
 
@@ -34,6 +34,9 @@ def main() -> None:
             _say(error.format_message())
         elif isinstance(error, (ValueError, TypeError)):
             _say(str(error))
+        elif isinstance(error, OSError):  # such as a full disk: nothing is half-written, and the command resumes
+            _say(f"{error}.")
+            sys.exit(1)
         else:
             raise
         sys.exit(2)

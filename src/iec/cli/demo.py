@@ -47,7 +47,7 @@ def demo(
         return
     # Output that goes into a file has no width of its own: give the table room.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-    console.print(to_rich(demo_table(result, verdicts=False)))
+    console.print(to_rich(demo_table(result)))
     console.print("")
     for sentence in demo_sentences(result):
         console.print(sentence)

@@ -1,7 +1,6 @@
 """The demo's result as a table, a picture grid, a plot and one HTML page."""
 
 import platform
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from iec.models.files import write_json
 from iec.reports.grid import picture_grid, png_bytes, save_png
 from iec.reports.html import PictureSection, PlotSection, Report, TableSection, TextSection, write_html
 from iec.reports.plot import Point, quality_cost_plot
-from iec.reports.table import Column, Row, Table
+from iec.reports.table import Column, Row, RowStyle, Table
 
 _COLUMNS = (
     Column("setting", align="left"),
@@ -28,7 +27,12 @@ _COLUMNS = (
     Column("KD-cifar x1000", note="lower is better"),
     Column("FD-cifar", note="lower is better"),
     Column("PSNR", note="fidelity, dB"),
-    Column("against equal cost (KD-cifar)", align="left"),
+)
+_VERDICT_COLUMNS = (
+    Column("against", align="left"),
+    Column("its cost", note="of full precision"),
+    Column("KD-cifar x1000", note="corrected minus rival, paired"),
+    Column("correction", align="left"),
 )
 _GRID_IMAGES = 12
 
@@ -43,8 +47,8 @@ def write_demo(result: DemoResult, folder: Path) -> dict[str, Path]:
     return paths
 
 
-def demo_table(result: DemoResult, verdicts: bool = True) -> Table:
-    """The rows, grouped by what they are; without `verdicts`, without the last column, for a narrow terminal."""
+def demo_table(result: DemoResult) -> Table:
+    """The rows, grouped by what they are."""
     bases = [setting for setting in result.plan.settings if setting in result.config.bases]
     rest = [setting for setting in result.plan.settings if setting not in bases and setting.correction is None]
     groups = [
@@ -63,14 +67,36 @@ def demo_table(result: DemoResult, verdicts: bool = True) -> Table:
         f"A cached evaluation costs {result.plan.unit.cached_fraction:.3f} of a full one (multiply-adds).",
     )
     title = f"IEC demo: the embedded CIFAR-10 model, T={result.config.num_steps} quad"
-    if verdicts:
-        return Table(title, _COLUMNS, rows, notes)
-    return Table(title, _COLUMNS[:-1], tuple(replace(row, cells=row.cells[:-1]) for row in rows), notes)
+    return Table(title, _COLUMNS, rows, notes)
+
+
+def verdict_table(result: DemoResult) -> Table:
+    """Every corrected setting against each of its rivals."""
+    styles: dict[str, RowStyle] = {"wins": "win", "loses": "lose", "not separable": ""}
+    rows = tuple(
+        Row(
+            (
+                _short(verdict.rival, result),
+                _relative_cost(verdict.rival, result),
+                _spread(verdict.difference, 1000, 1),
+                verdict.outcome,
+            ),
+            styles[verdict.outcome],
+            f"{setting.label}, cost {_relative_cost(setting, result)}",
+        )
+        for setting, verdicts in result.verdicts.items()
+        for verdict in verdicts
+    )
+    note = f"{result.plan.num_images} images; a win or a loss is a paired 95 % bootstrap interval that excludes zero."
+    return Table("Correction against what the same cost buys otherwise", _VERDICT_COLUMNS, rows, (note,))
 
 
 def demo_sentences(result: DemoResult) -> list[str]:
     """What the demo says, one sentence for each corrected row."""
-    return [f"{setting.label}: {_against(verdicts, result)}." for setting, verdicts in result.verdicts.items()]
+    return [
+        f"{setting.label} (cost {_relative_cost(setting, result)}) {_against(verdicts, result)}."
+        for setting, verdicts in result.verdicts.items()
+    ]
 
 
 def demo_grid(result: DemoResult) -> Image:
@@ -95,6 +121,7 @@ def demo_html(result: DemoResult, grid: Image) -> Report:
         _facts(result),
         (
             TextSection("Verdict", tuple(demo_sentences(result))),
+            TableSection(verdict_table(result)),
             TableSection(demo_table(result)),
             PlotSection("Quality against cost", plot, "KD-cifar against cost for every row"),
             PictureSection(
@@ -138,26 +165,18 @@ def demo_dict(result: DemoResult) -> dict[str, Any]:
 
 def _row(result: DemoResult, setting: Setting, group: str) -> Row:
     row = result.row(setting)
-    sampled, verdicts = row.sampled, result.verdicts.get(setting, ())
+    sampled = row.sampled
     cells = (
         setting.label,
         f"{sampled.full}",
         f"{sampled.cached}",
-        f"{sampled.cost / result.config.num_steps:.2f}",
+        _relative_cost(setting, result),
         f"{sampled.seconds:.1f}",
         _spread(row.kernel, 1000, 1),
         _spread(row.frechet, 1, 2),
         "reference" if row.psnr is None else _spread(row.psnr, 1, 1),
-        _against(verdicts, result) if verdicts else "",
     )
-    return Row(cells, _style(setting, verdicts), group)
-
-
-def _style(setting: Setting, verdicts: tuple[Verdict, ...]) -> Any:
-    outcomes = {verdict.outcome for verdict in verdicts}
-    if setting.correction is None:
-        return "reference" if setting.interval == 1 and not verdicts else ""
-    return "lose" if "loses" in outcomes else "win" if outcomes == {"wins"} else ""
+    return Row(cells, "reference" if setting == result.config.bases[0] else "", group)
 
 
 def _against(verdicts: tuple[Verdict, ...], result: DemoResult) -> str:
@@ -165,18 +184,26 @@ def _against(verdicts: tuple[Verdict, ...], result: DemoResult) -> str:
     for outcome, words in (
         ("wins", "wins over"),
         ("loses", "loses to"),
-        ("not separable", f"not separable with {result.plan.num_images} images from"),
+        ("not separable", f"is not separable with {result.plan.num_images} images from"),
     ):
-        names = [_short(v.rival, result) for v in verdicts if v.outcome == outcome]
+        names = [
+            f"{_short(v.rival, result)} (cost {_relative_cost(v.rival, result)})"
+            for v in verdicts
+            if v.outcome == outcome
+        ]
         if names:
             parts.append(f"{words} {', '.join(names)}")
     return "; ".join(parts)
 
 
 def _short(setting: Setting, result: DemoResult) -> str:
-    cost = setting.cost(result.plan.unit) / result.config.num_steps
-    name = f"N={setting.interval}" if setting.interval > 1 else f"DDIM T={setting.num_steps}"
-    return f"{name} (cost {cost:.2f})"
+    if setting == result.config.bases[0]:
+        return "full precision"
+    return f"DeepCache N={setting.interval}" if setting.interval > 1 else f"DDIM T={setting.num_steps}"
+
+
+def _relative_cost(setting: Setting, result: DemoResult) -> str:
+    return f"{result.row(setting).sampled.cost / result.config.num_steps:.2f}"
 
 
 def _point(result: DemoResult, row: Judged) -> Point:
