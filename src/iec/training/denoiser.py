@@ -201,7 +201,8 @@ def load_state(folder: str | Path, config: TrainingConfig) -> TrainingState:
 
 def export(state: TrainingState, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
     """Write the averaged weights as a diffusers folder that plain `DDIMPipeline.from_pretrained` loads."""
-    unet = copy.deepcopy(state.average).to(memory_format=torch.contiguous_format).to(dtype)
+    unet = copy.deepcopy(state.average).to(memory_format=torch.contiguous_format)
+    torch.nn.Module.to(unet, dtype)  # past diffusers' own `to`, which warns of modules that this network lacks
     pipeline = DDIMPipeline(unet=unet, scheduler=noise_schedule())
     write_folder_atomically(folder, lambda path: pipeline.save_pretrained(path, safe_serialization=True))
 
