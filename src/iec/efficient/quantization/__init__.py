@@ -1,0 +1,1 @@
+"""Timestep-wise post-training quantization in simulated arithmetic."""
