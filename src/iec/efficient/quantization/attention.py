@@ -27,7 +27,7 @@ class OperandProcessor(nn.Module):
         self.operands = nn.ModuleDict(operands)
         self.original = original
 
-    def forward(
+    def __call__(  # diffusers reads its signature to decide which arguments to pass
         self,
         attn: Attention,
         hidden_states: torch.Tensor,

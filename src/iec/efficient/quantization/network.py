@@ -1,0 +1,136 @@
+"""A network's layers and attentions replaced by quantized ones, and put back bit for bit."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from iec.efficient.quantization.activations import StepQuantizer
+from iec.efficient.quantization.attention import OPERANDS, OperandProcessor
+from iec.efficient.quantization.coverage import Coverage
+from iec.efficient.quantization.layers import QuantizedLayer
+from iec.efficient.quantization.quantizer import Grid
+from iec.efficient.quantization.ranges import search_weight
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What became of a network: the names of the quantized layers and attentions, and of those that stay in float."""
+
+    layers: tuple[str, ...]
+    attentions: tuple[str, ...]
+    in_float: tuple[str, ...]
+
+
+def search_weights(network: nn.Module, covered: Coverage) -> dict[str, list[Grid]]:
+    """The weight grids of every covered layer, one per part, by the layer's name; they need no data."""
+    grids = {}
+    for target in covered.layers:
+        weight: Any = network.get_submodule(target.name).weight
+        parts = torch.split(weight.detach(), list(target.widths), 1)
+        grids[target.name] = [search_weight(part, target.weights) for part in parts]
+    return grids
+
+
+def quantize_network(
+    network: nn.Module,
+    covered: Coverage,
+    weight_grids: Mapping[str, Sequence[Grid]],
+    activation_grids: Mapping[str, Grid],
+    num_steps: int,
+) -> Quantized:
+    """Replace, in `network`, what is covered and has activation grids; what has none was never run, and stays float.
+
+    weight_grids: by layer name, one per part. activation_grids: by key, delta and zero_point [groups of steps].
+    Raises ValueError, before anything is changed, where grids are missing or do not fit, or it is quantized already.
+    """
+    require_float(network)
+    config = covered.config
+
+    def quantizers(keys: Sequence[str]) -> list[StepQuantizer]:
+        return [StepQuantizer(activation_grids[key], num_steps, config.steps_per_group) for key in keys]
+
+    layers: dict[nn.Module, nn.Module] = {}
+    quantized, in_float = [], list(covered.in_float)
+    for target in covered.layers:
+        if not _complete(target.name, target.keys, activation_grids):
+            in_float.append(target.name)
+            continue
+        layer = network.get_submodule(target.name)
+        inputs = [quantizer.to(_device_of(layer)) for quantizer in quantizers(target.keys)]
+        grids = weight_grids[target.name]
+        layers[layer] = QuantizedLayer(layer, grids, inputs, target.split, config.storage, config.keep_original)
+        quantized.append(target.name)
+    attentions: dict[str, OperandProcessor] = {}
+    for name in covered.attentions:
+        keys = [f"{name}:{operand}" for operand in OPERANDS]
+        if _complete(name, keys, activation_grids):
+            attention: Any = network.get_submodule(name)
+            operands = dict(zip(OPERANDS, quantizers(keys), strict=True))
+            attentions[name] = OperandProcessor(operands, attention.processor).to(_device_of(attention))
+    for name, processor in attentions.items():
+        set_processor(network.get_submodule(name), processor)
+    _replace(network, layers)
+    return Quantized(tuple(quantized), tuple(attentions), tuple(in_float))
+
+
+def restore_network(network: nn.Module) -> None:
+    """Put back what `quantize_network` replaced, the very same modules; a float network is left alone.
+
+    Raises ValueError, before anything is changed, where the float layers were not kept.
+    """
+    layers: dict[nn.Module, nn.Module] = {}
+    for name, layer in _quantized_layers(network):
+        if layer.original is None:
+            raise ValueError(f"The float weights of '{name}' were not kept, so the network cannot be restored.")
+        layers[layer] = layer.original
+    for module in list(network.modules()):
+        processor = getattr(module, "processor", None)
+        if isinstance(processor, OperandProcessor):
+            set_processor(module, processor.original)
+    _replace(network, layers)
+
+
+def require_float(network: nn.Module) -> None:
+    """Raise ValueError where `network` is quantized."""
+    if next(_quantized_layers(network), None) is not None:
+        raise ValueError("This network is quantized already: remove the quantization first.")
+
+
+def stored_bytes(network: nn.Module) -> int:
+    """The bytes of all parameters and buffers of `network`, each storage counted once."""
+    tensors = [*network.parameters(), *network.buffers()]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def set_processor(attention: Any, processor: Any) -> None:
+    """Make `processor` the processor of a diffusers attention, whether it is a module or not."""
+    # `Attention.set_processor` would log that trained weights are removed.
+    attention._modules.pop("processor", None)
+    attention.__dict__.pop("processor", None)
+    attention.processor = processor
+
+
+def _complete(name: str, keys: Sequence[str], grids: Mapping[str, Grid]) -> bool:
+    missing = [key for key in keys if key not in grids]
+    if missing and len(missing) < len(keys):
+        raise ValueError(f"'{name}' has some activation grids, but lacks '{missing[0]}'.")
+    return not missing
+
+
+def _replace(network: nn.Module, by: Mapping[nn.Module, nn.Module]) -> None:
+    # One layer may be a child under several names, as diffusers' downsamplers are.
+    for parent in list(network.modules()):
+        for name, child in parent._modules.items():
+            if child is not None and child in by:
+                parent._modules[name] = by[child]
+
+
+def _quantized_layers(network: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
+    return ((name, module) for name, module in network.named_modules() if isinstance(module, QuantizedLayer))
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
