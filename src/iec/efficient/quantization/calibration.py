@@ -13,7 +13,6 @@ from diffusers import DiffusionPipeline
 
 from iec.efficient.quantization.config import QuantizationConfig
 from iec.efficient.quantization.coverage import coverage
-from iec.efficient.quantization.network import require_float
 from iec.efficient.quantization.statistics import ActivationStatistics, recording
 from iec.method.noise import CALIBRATION_OFFSET, image_generator
 from iec.runtime import Participant, attach, detach, network_of
@@ -43,7 +42,6 @@ def record_trajectories(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, but is {value}.")
     network = network_of(pipe)
-    require_float(network)
     covered = coverage(network, config)
     statistics = ActivationStatistics(covered)
     calls = _Calls(pipe, num_steps, dict(inputs or {}))

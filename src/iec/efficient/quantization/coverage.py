@@ -1,5 +1,6 @@
 """What of a network is quantized: which layers, how they are split, which attentions; and what stays in float (4.2)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from iec.efficient.quantization.attention import OPERANDS, opens_operands
 from iec.efficient.quantization.config import QuantizationConfig
-from iec.efficient.quantization.layers import operation_of, part_widths
+from iec.efficient.quantization.layers import QuantizedLayer, operation_of, part_widths
 
 _FIRST_LAST = {
     UNet2DModel: ("conv_in", "conv_out"),
@@ -68,8 +69,10 @@ class Coverage:
 def coverage(network: nn.Module, config: QuantizationConfig) -> Coverage:
     """What `config` quantizes of `network`.
 
-    Raises TypeError unless it is a `UNet2DModel`, a `UNet2DConditionModel` or a `DiTTransformer2DModel`.
+    Raises TypeError unless it is a `UNet2DModel`, a `UNet2DConditionModel` or a `DiTTransformer2DModel`, ValueError
+    where it is quantized already.
     """
+    require_float(network)
     edges = next((names for kind, names in _FIRST_LAST.items() if isinstance(network, kind)), None)
     if edges is None:
         known = ", ".join(kind.__name__ for kind in _FIRST_LAST)
@@ -109,3 +112,14 @@ def concatenation_splits(network: Any) -> dict[nn.Module, int]:
             if resnet.conv_shortcut is not None:
                 splits[resnet.conv_shortcut] = main
     return splits
+
+
+def require_float(network: nn.Module) -> None:
+    """Raise ValueError where `network` is quantized."""
+    if next(quantized_layers(network), None) is not None:
+        raise ValueError("This network is quantized already: remove the quantization first.")
+
+
+def quantized_layers(network: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
+    """The quantized layers of `network`, with their names."""
+    return ((name, module) for name, module in network.named_modules() if isinstance(module, QuantizedLayer))

@@ -1,6 +1,6 @@
 """A network's layers and attentions replaced by quantized ones, and put back bit for bit."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from iec.efficient.quantization.activations import StepQuantizer
 from iec.efficient.quantization.attention import OPERANDS, OperandProcessor
-from iec.efficient.quantization.coverage import Coverage
+from iec.efficient.quantization.coverage import Coverage, quantized_layers, require_float
 from iec.efficient.quantization.layers import QuantizedLayer
 from iec.efficient.quantization.quantizer import Grid
 from iec.efficient.quantization.ranges import search_weight
@@ -82,7 +82,7 @@ def restore_network(network: nn.Module) -> None:
     Raises ValueError, before anything is changed, where the float layers were not kept.
     """
     layers: dict[nn.Module, nn.Module] = {}
-    for name, layer in _quantized_layers(network):
+    for name, layer in quantized_layers(network):
         if layer.original is None:
             raise ValueError(f"The float weights of '{name}' were not kept, so the network cannot be restored.")
         layers[layer] = layer.original
@@ -91,12 +91,6 @@ def restore_network(network: nn.Module) -> None:
         if isinstance(processor, OperandProcessor):
             set_processor(module, processor.original)
     _replace(network, layers)
-
-
-def require_float(network: nn.Module) -> None:
-    """Raise ValueError where `network` is quantized."""
-    if next(_quantized_layers(network), None) is not None:
-        raise ValueError("This network is quantized already: remove the quantization first.")
 
 
 def stored_bytes(network: nn.Module) -> int:
@@ -126,10 +120,6 @@ def _replace(network: nn.Module, by: Mapping[nn.Module, nn.Module]) -> None:
         for name, child in parent._modules.items():
             if child is not None and child in by:
                 parent._modules[name] = by[child]
-
-
-def _quantized_layers(network: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
-    return ((name, module) for name, module in network.named_modules() if isinstance(module, QuantizedLayer))
 
 
 def _device_of(module: nn.Module) -> torch.device:

@@ -56,8 +56,14 @@ def choose(rows: torch.Tensor, bits: int) -> torch.Tensor:
 def choose_from_histogram(histogram: Histogram, bits: int) -> int:
     """The index into `SHRINKS` that loses least if every bin is filled evenly. Raises ValueError for an empty one."""
     edges, counts = histogram.edges_and_counts()
+    # Most bins of a small or heavy-tailed sample are empty, and an edge between two of them tells nothing.
+    filled = counts > 0
+    kept = torch.zeros(len(edges), dtype=torch.bool)
+    kept[:-1] |= filled
+    kept[1:] |= filled
+    counts = counts[kept.nonzero().flatten()[:-1]]
     # The bins at the ends reach past the values, and past the range's end a value would seem to be clipped.
-    edges = edges.clamp(histogram.low, histogram.high)
+    edges = edges[kept].clamp(histogram.low, histogram.high)
     width = edges.diff()
     density = torch.where(width > 0, counts / width.where(width > 0, 1), 0)
     grids = candidate(torch.tensor(histogram.low), torch.tensor(histogram.high), torch.arange(len(SHRINKS)), bits)
@@ -72,11 +78,10 @@ def _loss_up_to(x: torch.Tensor, grids: Grid) -> torch.Tensor:
     """The integral of |u - fake_quantize(u)|^2.4 from 0 to each x [n], under each of the grids [k]; float64 [k, n]."""
     delta, zero_point = grids.delta.double().unsqueeze(1), grids.zero_point.double().unsqueeze(1)
     steps = x / delta
-    inside = steps.clamp(-zero_point, grids.largest_code - zero_point)
-    # From 0 to its nearest grid value a number passes whole cells, two halves each; then a part of one.
-    nearest = inside.round()
-    rounding = nearest * 2 * _half_cell(torch.tensor(0.5, dtype=torch.float64)) + _half_cell(inside - nearest)
-    return (rounding + _half_cell(steps - inside)) * delta ** (POWER + 1)
+    nearest = steps.clamp(-zero_point, grids.largest_code - zero_point).round()
+    # From 0 to its nearest grid value a number passes whole cells, two halves each; then a part of one, or what is cut.
+    whole = nearest * 2 * _half_cell(torch.tensor(0.5, dtype=torch.float64))
+    return (whole + _half_cell(steps - nearest)) * delta ** (POWER + 1)
 
 
 def _half_cell(x: torch.Tensor) -> torch.Tensor:
