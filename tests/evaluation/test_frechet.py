@@ -81,7 +81,7 @@ def test_what_is_no_pair_of_gaussians_is_refused(arguments, sentence):
         frechet_distance(*arguments)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sizes=st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(lambda sizes: sum(sizes) >= 2))
 def test_moments_do_not_depend_on_how_the_features_were_split(sizes):
     features = draw(sum(sizes), 5, seed=7) + 1e6

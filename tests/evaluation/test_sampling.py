@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ sample_to_folder(ddim_pipe(tiny_unet()), sys.argv[1], 200, 4, batch_size=2)
 def test_killed_at_any_moment_a_run_resumes_to_the_same_bytes(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     sample(whole, images=200)
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(__file__))}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(killed)], env=environment)
     deadline = time.monotonic() + 120
     while len(list(killed.glob("*.png"))) < 20 and time.monotonic() < deadline:

@@ -7,18 +7,22 @@ from PIL import Image
 from tiny_models import tiny_unet
 
 import iec
+from iec.efficient import applied
 from iec.evaluation.bootstrap import Estimate
+from iec.evaluation.cost import EvaluationCost
 from iec.experiments import demo
 from iec.experiments.demo import run_demo
 from iec.experiments.demo_report import demo_sentences, demo_table, write_demo
-from iec.experiments.rows import Verdict
+from iec.experiments.rows import Verdict, sample_setting
 from iec.experiments.settings import Setting
 from iec.models.unconditional import UnconditionalPipeline
 from iec.runtime import SpacedDDIMScheduler
 
 
 def tiny_pipeline(**settings):
-    pipe = UnconditionalPipeline(tiny_unet(sample_size=32), SpacedDDIMScheduler())
+    pipe = UnconditionalPipeline(
+        tiny_unet(sample_size=32, block_out_channels=(4, 4), norm_num_groups=2), SpacedDDIMScheduler()
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -43,10 +47,35 @@ def test_the_rows_are_what_their_settings_say(result):
 def test_a_row_is_the_same_as_sampling_it_alone(result):
     setting = Setting(20, 1, iec.IECConfig())
     pipe = tiny_pipeline()
-    x_t = iec.initial_noise([iec.image_generator(0, i) for i in range(64)], (3, 32, 32))
+    x_t = iec.initial_noise([iec.image_generator(0, i) for i in range(32)], (3, 32, 32))
     x = iec.sample(pipe.unet, x_t, num_steps=20, config=setting.correction)
     expected = ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)[:12]
     assert torch.equal(result.row(setting).sampled.images, expected)
+
+
+def test_the_number_of_workers_does_not_change_a_byte():
+    pipe, setting, threads = tiny_pipeline(), Setting(4, 2, iec.IECConfig(), branch=0), torch.get_num_threads()
+    images = []
+    try:
+        for workers in (1, 3):
+            torch.set_num_threads(workers)
+            images.append(sample_setting(pipe, setting, 10, 0, 2, EvaluationCost(2, 1)).images)
+            assert torch.get_num_threads() == workers
+    finally:
+        torch.set_num_threads(threads)
+    assert images[0].shape == (10, 3, 32, 32)
+    assert torch.equal(*images)
+
+
+def test_a_failing_worker_is_heard_and_the_cache_is_gone(monkeypatch):
+    pipe = tiny_pipeline()
+
+    def fail(images):
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        sample_setting(pipe, Setting(4, 2), 10, 0, 2, EvaluationCost(2, 1), fail)
+    assert applied(pipe) is None
 
 
 def test_full_precision_is_the_reference_of_fidelity(result):
@@ -75,7 +104,7 @@ def test_the_output_is_a_picture_a_page_and_numbers(result, tmp_path):
     with Image.open(paths["grid"]) as grid:
         assert grid.width > 12 * 64
     page = paths["report"].read_text()
-    assert page.startswith("<!DOCTYPE html>")
+    assert page.lower().startswith("<!doctype html>")
     assert "FID " not in page.replace("no FID", "")
     rows = json.loads(paths["json"].read_text())["rows"]
     assert len(rows) == len(result.rows)

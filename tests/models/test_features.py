@@ -74,6 +74,13 @@ def test_a_saved_reference_loads_as_it_was_up_to_float16(tmp_path):
     assert torch.equal(loaded.covariance, reference.covariance)
 
 
+def test_a_reference_holds_the_unbiased_moments_of_its_features():
+    features = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    reference = Reference.of(features)
+    np.testing.assert_allclose(reference.mean.numpy(), features.double().numpy().mean(0), rtol=1e-12)
+    np.testing.assert_allclose(reference.covariance.numpy(), np.cov(features.double().numpy().T, ddof=1), rtol=1e-12)
+
+
 def test_a_reference_of_one_image_is_refused():
     with pytest.raises(ValueError, match="at least 2 images"):
         Reference.of(torch.ones(1, 5))

@@ -148,7 +148,7 @@ def test_one_step_equals_the_loop():
     assert_same_run(piped, by_hand(net, DDIMScheduler.from_config(pipe.scheduler.config), (0.5,), steps=1))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     steps=st.integers(1, 6),
     relaxation=st.lists(st.floats(0, 1.99), min_size=1, max_size=3),
@@ -272,7 +272,7 @@ def test_the_predicted_original_sample_and_the_history_are_those_of_the_relaxed_
     t = pipe.scheduler.timesteps[0]
     e, again = net(x_t, t).sample, net(x_0, t).sample
     assert_same_state(seen[-1], e + 0.25 * (again - e))
-    assert len(seen) == 3  # Phi(e), Phi(e') and the real one
+    assert torch.equal(seen[0], e)
 
 
 def test_the_noise_is_drawn_once_per_step():

@@ -10,6 +10,7 @@ import iec
 
 BATCH, SIZE = 4, 32
 LATENT = BATCH * 3 * SIZE * SIZE * 4
+PER_SAMPLE = BATCH * 100  # residuals and masks
 
 
 def peak(pipe, **kwargs):
@@ -26,7 +27,7 @@ def test_a_correction_keeps_at_most_three_latents(config, eta):
     plain = peak(pipe, eta=eta)
     assert plain > 20 * LATENT  # the network's own activations dominate
     with iec.enabled(pipe, config):
-        assert peak(pipe, eta=eta) - plain <= 3 * LATENT
+        assert peak(pipe, eta=eta) - plain <= 3 * LATENT + PER_SAMPLE
 
 
 def left_behind(pipe):

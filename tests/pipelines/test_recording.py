@@ -146,7 +146,7 @@ def test_a_network_may_return_its_output_in_any_wrapping(kind):
     assert torch.equal(replay(events, x, other, target, evaluated_again), glue(net, other))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.data())
 def test_any_chain_of_operations_replays(data):
     """Random programs of pointwise, in-place, shape and network calls."""

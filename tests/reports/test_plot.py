@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import matplotlib
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from iec.reports.plot import KINDS, Better, Point, pareto_front, quality_cost_plot
@@ -24,7 +24,6 @@ POINTS = [
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12), st.sampled_from(["lower", "higher"]))
-@settings(deadline=None)
 def test_the_front_is_what_brute_force_finds(pairs: list[tuple[int, int]], better: Better) -> None:
     points = [point(cost, value, label=str(i)) for i, (cost, value) in enumerate(pairs)]
     sign = 1 if better == "lower" else -1

@@ -13,7 +13,7 @@ NONE = iec.IECConfig(num_iterations=0)
 
 
 def from_pipeline(unet, scheduler, steps, eta, config):
-    """The network inputs of a pipeline's run, and its images before they are clamped to [0, 1] (None where they are)."""
+    """The network inputs of a pipeline's run, and its images."""
     pipe = ddim_pipe(unet, scheduler)
     with recorded_inputs(unet) as inputs, iec.enabled(pipe, config):
         images = draw(pipe, steps, eta=eta)

@@ -1,5 +1,6 @@
 """`iec demo`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -44,11 +45,10 @@ def demo(
     if as_json:
         print_json(demo_dict(result))
         return
-    console = Console()
-    # A table cut off at the terminal's edge would hide the verdicts: when not on a terminal, give it room.
-    console.print(to_rich(demo_table(result)), width=None if console.is_terminal else 160)
+    # Output that goes into a file has no width of its own: give the table room.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console.print(to_rich(demo_table(result, verdicts=False)))
+    console.print("")
     for sentence in demo_sentences(result):
-        console.print(sentence, highlight=False)
-    console.print(
-        f"\nTook {result.seconds:.0f} s. Report: {paths['report']}  Pictures: {paths['grid']}", highlight=False
-    )
+        console.print(sentence)
+    console.print(f"\nTook {result.seconds:.0f} s. Report: {paths['report']}  Pictures: {paths['grid']}")

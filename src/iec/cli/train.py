@@ -99,7 +99,7 @@ def train_features(
 
     Example: iec train-features cifar10_train.npz --test cifar10_test.npz -o runs/features
     """
-    from iec.models.features import save_feature_network, save_reference
+    from iec.models.features import load_feature_network, save_feature_network, save_reference
     from iec.models.files import require_writable
     from iec.training.classifier import ClassifierConfig, accuracy, build_reference, train_classifier
     from iec.training.data import load_images
@@ -111,6 +111,7 @@ def train_features(
         task = bar.add_task("training", total=epochs)
         network = train_classifier(images, config, lambda network, epoch: bar.advance(task))
     save_feature_network(network, output / "network.safetensors")
+    network = load_feature_network(output / "network.safetensors")  # as it will be used: rounded to float16
     save_reference(build_reference(network, unseen), output / "reference.safetensors")
     result = {"test_accuracy": accuracy(network, unseen), "epochs": epochs, "folder": str(output)}
     if as_json:

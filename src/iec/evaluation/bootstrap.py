@@ -61,13 +61,12 @@ def bootstrap_kernel_difference(
 
 
 def bootstrap_frechet(features: torch.Tensor, reference: Reference, replicates: int = 200, seed: int = 0) -> Estimate:
-    """The Frechet distance of features [n, d], n at least 10, to the reference with its basic interval 2 theta - q.
+    """The Frechet distance of features [n, d], n at least 10, to the reference, with value +- 1.96 standard errors.
 
-    A covariance estimated from n images makes the distance too large by about c/n. A resampling estimates it from an
-    estimate and makes the error once more, so that percentiles of resampled distances would lie twice too high; the
-    basic interval takes the resampled excess off instead. It is therefore an interval for the distance at unlimited n,
-    and for few images the value, which is the plain distance that others report at this n, can lie above it.
-    200 replicates, because each takes an eigendecomposition, and the ends of an interval need no more.
+    The value is the plain distance, which n images make too large by about c/n; the interval says how it would vary
+    with n other images, so it serves to compare sets of the same size. It is not made of percentiles: a resampling
+    estimates the covariance from an estimate and makes the error once more, so resampled distances lie too high.
+    200 replicates, because each takes an eigendecomposition, and a standard error needs no more.
     """
     exact = features.double()
     root = square_root(reference.covariance)
@@ -78,10 +77,9 @@ def bootstrap_frechet(features: torch.Tensor, reference: Reference, replicates: 
             dtype=torch.float64,
         )
 
-    everything = torch.ones(1, len(exact), dtype=torch.float64)
-    value = distances(everything).item()
-    low, high = _percentiles(_replicate(distances, len(exact), replicates, seed))
-    return Estimate(value, 2 * value - high, 2 * value - low)
+    value = distances(torch.ones(1, len(exact), dtype=torch.float64)).item()
+    spread = 1.96 * _replicate(distances, len(exact), replicates, seed).std().item()
+    return Estimate(value, value - spread, value + spread)
 
 
 def bootstrap_mean(values: torch.Tensor, replicates: int = 2000, seed: int = 0) -> Estimate:

@@ -3,7 +3,7 @@
 import time
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
@@ -23,6 +23,7 @@ class DemoConfig:
 
     num_steps: int
     intervals: tuple[int, ...]
+    branch: int
     corrections: tuple[str, ...]
     evaluations: int
     minimum_images: int
@@ -31,11 +32,19 @@ class DemoConfig:
 
     @classmethod
     def load(cls) -> "DemoConfig":
-        """Read the demo.toml of the package."""
+        """The demo.toml of the package."""
         found: dict[str, Any] = tomllib.loads((files("iec.experiments") / "demo.toml").read_text(encoding="utf-8"))
         for name in ("intervals", "corrections"):
             found[name] = tuple(found[name])
         return cls(**found)
+
+    @property
+    def bases(self) -> list[Setting]:
+        """The uncorrected settings, full precision first."""
+        return [
+            Setting(self.num_steps, interval, branch=self.branch if interval > 1 else None)
+            for interval in self.intervals
+        ]
 
 
 @dataclass(frozen=True)
@@ -71,13 +80,10 @@ class DemoResult:
 
 def make_plan(config: DemoConfig, unit: EvaluationCost, num_images: int | None = None) -> Plan:
     """Which settings the demo runs, and with how many images: as many as fit the evaluations, at least the minimum."""
-    full_precision = Setting(config.num_steps)
-    bases = [Setting(config.num_steps, interval) for interval in config.intervals]
-    corrected = [
-        Setting(base.num_steps, base.interval, IECConfig(steps=steps)) for base in bases for steps in config.corrections
-    ]
+    bases = config.bases
+    corrected = [replace(base, correction=IECConfig(steps=steps)) for base in bases for steps in config.corrections]
     found = {setting: rivals(setting, unit) for setting in corrected}
-    everything = [full_precision, *bases, *corrected, *(rival for group in found.values() for rival in group)]
+    everything = [*bases, *corrected, *(rival for group in found.values() for rival in group)]
     settings = tuple(dict.fromkeys(everything))
     cost = sum(setting.cost(unit) for setting in settings)
     fitting = int(config.evaluations / cost) // config.batch_size * config.batch_size
@@ -96,7 +102,7 @@ def run_demo(
     began = time.perf_counter()
     config = DemoConfig.load()
     pipe = load_pipeline(dtype=getattr(torch, config.dtype))
-    unit = cached_evaluation_cost(pipe, Setting(config.num_steps, max(config.intervals)))
+    unit = cached_evaluation_cost(pipe, config.bases[-1])
     plan = make_plan(config, unit, num_images)
     on_plan(plan)
     sampled: list[Sampled] = []

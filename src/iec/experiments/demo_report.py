@@ -1,6 +1,7 @@
 """The demo's result as a table, a picture grid, a plot and one HTML page."""
 
 import platform
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,9 @@ def write_demo(result: DemoResult, folder: Path) -> dict[str, Path]:
     return paths
 
 
-def demo_table(result: DemoResult) -> Table:
-    """The rows, grouped by what they are."""
-    bases = [setting for setting in result.plan.settings if setting in _bases(result)]
+def demo_table(result: DemoResult, verdicts: bool = True) -> Table:
+    """The rows, grouped by what they are; without `verdicts`, without the last column, for a narrow terminal."""
+    bases = [setting for setting in result.plan.settings if setting in result.config.bases]
     rest = [setting for setting in result.plan.settings if setting not in bases and setting.correction is None]
     groups = [
         ("efficient", bases),
@@ -61,7 +62,10 @@ def demo_table(result: DemoResult) -> Table:
         "PSNR to the full-precision images of the same seeds is fidelity, not quality.",
         f"A cached evaluation costs {result.plan.unit.cached_fraction:.3f} of a full one (multiply-adds).",
     )
-    return Table(f"IEC demo: the embedded CIFAR-10 model, T={result.config.num_steps} quad", _COLUMNS, rows, notes)
+    title = f"IEC demo: the embedded CIFAR-10 model, T={result.config.num_steps} quad"
+    if verdicts:
+        return Table(title, _COLUMNS, rows, notes)
+    return Table(title, _COLUMNS[:-1], tuple(replace(row, cells=row.cells[:-1]) for row in rows), notes)
 
 
 def demo_sentences(result: DemoResult) -> list[str]:
@@ -71,7 +75,7 @@ def demo_sentences(result: DemoResult) -> list[str]:
 
 def demo_grid(result: DemoResult) -> Image:
     """The first images of every row, same seeds in the same column."""
-    order = [*_bases(result), *result.plan.rivals]
+    order = [*result.config.bases, *result.plan.rivals]
     order += [setting for setting in result.plan.settings if setting not in order]
     return picture_grid([(setting.label, result.row(setting).sampled.images[:_GRID_IMAGES]) for setting in order])
 
@@ -142,7 +146,7 @@ def _row(result: DemoResult, setting: Setting, group: str) -> Row:
         f"{sampled.cost / result.config.num_steps:.2f}",
         f"{sampled.seconds:.1f}",
         _spread(row.kernel, 1000, 1),
-        _spread(row.frechet, 1, 1),
+        _spread(row.frechet, 1, 2),
         "reference" if row.psnr is None else _spread(row.psnr, 1, 1),
         _against(verdicts, result) if verdicts else "",
     )
@@ -192,6 +196,7 @@ def _facts(result: DemoResult) -> tuple[tuple[str, str], ...]:
     return (
         ("model", "the embedded CIFAR-10 UNet (32x32, unconditional, epsilon prediction)"),
         ("sampler", f"DDIM, quad spacing, eta 0, T={result.config.num_steps} unless a row says otherwise"),
+        ("cache", f"DeepCache at branch {result.config.branch}, uniform schedule"),
         ("correction", "IEC as published: relaxation 0.5, one iteration, full steps only, the cache refreshed"),
         ("network dtype", f"{result.config.dtype}; the state is float32"),
         ("images per row", f"{result.plan.num_images}, seed {result.seed}, batches of {result.config.batch_size}"),
@@ -201,13 +206,9 @@ def _facts(result: DemoResult) -> tuple[tuple[str, str], ...]:
             "versions",
             f"torch {torch.__version__}, diffusers {diffusers.__version__}, Python {platform.python_version()}",
         ),
-        ("machine", f"{platform.machine()}, {torch.get_num_threads()} threads"),
+        ("machine", f"{platform.machine()}, {torch.get_num_threads()} workers of one thread each"),
         ("took", f"{result.seconds:.0f} s"),
     )
-
-
-def _bases(result: DemoResult) -> list[Setting]:
-    return [Setting(result.config.num_steps, interval) for interval in result.config.intervals]
 
 
 def _spread(estimate: Estimate, scale: float, digits: int) -> str:

@@ -15,16 +15,12 @@ class Setting:
     num_steps: int
     interval: int = 1
     correction: IECConfig | None = None
+    branch: int | None = None
 
     @property
     def cache(self) -> DeepCacheConfig | None:
         """The cache, or None at interval 1, where every evaluation is full."""
-        return None if self.interval == 1 else DeepCacheConfig(self.interval)
-
-    @property
-    def plain(self) -> "Setting":
-        """The same without correction."""
-        return Setting(self.num_steps, self.interval)
+        return None if self.interval == 1 else DeepCacheConfig(self.interval, self.branch)
 
     @property
     def label(self) -> str:
@@ -57,7 +53,7 @@ def rivals(setting: Setting, unit: EvaluationCost) -> list[Setting]:
     target = setting.cost(unit)
     by_cost: dict[float, Setting] = {}
     for interval in range(1, setting.num_steps + 1):
-        plain = Setting(setting.num_steps, interval)
+        plain = Setting(setting.num_steps, interval, branch=setting.branch if interval > 1 else None)
         by_cost.setdefault(plain.cost(unit), plain)
     below = [cost for cost in by_cost if cost <= target]
     above = [cost for cost in by_cost if cost > target]

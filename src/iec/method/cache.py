@@ -8,6 +8,7 @@ import torch
 
 from iec.method.clock import Clock
 from iec.method.config import CachePolicy
+from iec.method.summary import StepRecord
 
 Result = TypeVar("Result")
 
@@ -95,6 +96,19 @@ class StepCaches:
         finally:
             if self.policy == "bypass":
                 self._restore(self.latest)
+
+    def counted(
+        self, predict: Callable[[torch.Tensor], torch.Tensor], clock: Clock, record: StepRecord
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """`predict` as the step's correction passes: each under the policy, on the clock, and counted."""
+
+        def one_pass(x: torch.Tensor) -> torch.Tensor:
+            clock.begin_pass(clock.pass_index + 1)
+            eps = self.evaluate(lambda: predict(x))
+            record.count(self.was_full())
+            return eps
+
+        return one_pass
 
     def settle(self, kept: torch.Tensor, failed: torch.Tensor) -> None:
         """After a pass in `refresh` mode, take back the features of samples whose update was not `kept` (bool [B]).

@@ -15,6 +15,7 @@ class Clock:
     num_steps: T. step: the index of the current step. pass_index: 0 in the main call, k in the k-th correction pass.
     cache_policy: `decide` lets each cache follow its schedule, `full` forces a full evaluation.
     full: whether the latest evaluation was computed in full; None where no cache had a say.
+    evaluated: the cached models that were evaluated in this pass; begin_pass forgets them.
     storage: the run's own memory, in which caches keep their tensors, so that nothing outlives a run.
     """
 
@@ -25,6 +26,7 @@ class Clock:
         self.cache_policy: Literal["decide", "full"] = "decide"
         self.full: bool | None = None
         self.storage: dict[Any, Any] = {}
+        self.evaluated: set[Any] = set()
         self._tokens: list[Token[Clock | None]] = []
 
     def advance(self) -> None:
@@ -36,6 +38,7 @@ class Clock:
         """Enter pass `index` of the current step."""
         self.pass_index = index
         self.full = None
+        self.evaluated.clear()
 
     def record(self, full: bool) -> None:
         """Called by a cache: this evaluation was (or was not) computed in full."""

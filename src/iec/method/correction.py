@@ -51,6 +51,8 @@ def correct(
     that is also after a pass of lambda 0, whose update is zero.
     """
     x, e = x_prev, output
+    if output is not None:
+        del x_prev  # update(output) gives it again, should a sample fall back
     active = torch.ones(len(x), dtype=torch.bool, device=x.device)
     changed, fell_back = ~active, ~active
     residuals = []
@@ -70,8 +72,8 @@ def correct(
         del eps
         x = _choose(moved, corrected, x)
         del delta, corrected
-        if k > 0:  # x is no longer x^(0), to which a failed sample falls back
-            x = _choose(failed, x_prev, x)
+        if k > 0 and failed.any():  # x is no longer x^(0), to which a failed sample falls back
+            x = _choose(failed, x_prev if output is None else update(output), x)
             e = None if e is None or output is None else _choose(failed, output, e)
         residuals.append(torch.where(kept, size, torch.nan))
         changed, fell_back = (changed | moved) & ~failed, fell_back | failed

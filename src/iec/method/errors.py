@@ -7,8 +7,8 @@ class NonFiniteError(ValueError):
     """The state became infinite or NaN."""
 
 
-def require_finite(state: torch.Tensor, step: int, timestep: float | int | None) -> None:
-    """Raise NonFiniteError, naming the step, where any sample of `state` [B, ...] is not finite."""
+def require_finite(state: torch.Tensor, step: int, timestep: float | int | None) -> torch.Tensor:
+    """`state` [B, ...] itself. Raises NonFiniteError, naming the step, where any of its samples is not finite."""
     finite = torch.isfinite(state).flatten(1).all(1)
     if not finite.all():
         bad = int((~finite).sum())
@@ -17,3 +17,4 @@ def require_finite(state: torch.Tensor, step: int, timestep: float | int | None)
             f"At {where}, {bad} of {len(finite)} samples became infinite or NaN: "
             "check the model, its dtype and its scheduler."
         )
+    return state

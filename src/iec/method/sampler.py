@@ -131,7 +131,7 @@ def sample(
                 del eps  # not needed any more: the state alone is iterated, unless a history keeps the output
                 result = correct(
                     x_prev,
-                    _counted(predict, clock, step_caches, record),
+                    step_caches.counted(predict, clock, record),
                     update,
                     config,
                     output=kept_output,
@@ -235,15 +235,3 @@ def _predictor(denoiser: Denoiser, t: torch.Tensor, network: torch.dtype, state:
         return eps.to(state)
 
     return predict
-
-
-def _counted(predict: Predict, clock: Clock, caches: StepCaches, record: StepRecord) -> Predict:
-    """`predict` as the next correction pass of this step, under the cache policy, counted."""
-
-    def one_pass(x: torch.Tensor) -> torch.Tensor:
-        clock.begin_pass(clock.pass_index + 1)
-        eps = caches.evaluate(lambda: predict(x))
-        record.count(caches.was_full())
-        return eps
-
-    return one_pass

@@ -25,7 +25,7 @@ class FeatureNetwork(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            # Work starts at 16x16: on a processor the full resolution would cost half of the time.
+            # Work starts at 16x16, to keep training without an accelerator short.
             nn.PixelUnshuffle(2),
             _convolution(12, 48),
             _Residual(48, depth=2),

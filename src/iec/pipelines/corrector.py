@@ -16,7 +16,7 @@ from iec.method.summary import StepRecord, Summary
 from iec.pipelines.guided_output import GuidedOutput
 from iec.pipelines.recording import Event, Recorder
 from iec.pipelines.step_map import StepMap, previous_sample, with_previous_sample
-from iec.runtime import Part, Participant, Run
+from iec.runtime import Part, Participant, Run, timestep_of
 
 
 class Corrector(Participant):
@@ -40,6 +40,7 @@ class CorrectedRun(Part):
         self.selected: frozenset[int] = frozenset()
         self.summary = Summary(0, 0)
         self._stack = ExitStack()
+        self._begun = False
 
     def __enter__(self) -> "CorrectedRun":
         self._stack.callback(self.recorder.stop)
@@ -62,24 +63,27 @@ class CorrectedRun(Part):
         clock = self.run.clock
         self.selected = select_steps(self.config.steps, clock.num_steps) if self.config.num_iterations else frozenset()
         self.summary.num_steps = clock.num_steps
-        if clock.step == 0 and not self.summary.steps:
+        if not self._begun:
+            self._begun = True
             self._begin_step(0)
+            if self.config.num_iterations:
+                # A pipeline that begins inside its timesteps shows their number only when it takes its first step.
+                self.recorder.start()
 
     def step(self, commit: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         i = self.run.clock.step
         events = self.recorder.stop()
-        step_map = StepMap(self.run.scheduler, commit, args, kwargs)
-        record = StepRecord(i, _number(step_map.timestep), i in self.selected)
+        record = StepRecord(i, _number(timestep_of(args, kwargs)), i in self.selected)
         self.step_caches.main_done()
         full = self.step_caches.was_full()
         record.count(full)
         if record.selected and (full or self.config.cached_steps):
-            stepped = self._correct(events, step_map, record)
+            stepped = self._correct(events, StepMap(self.run.scheduler, commit, args, kwargs), record)
         else:
-            stepped = step_map.commit(step_map.output)
-        require_finite(previous_sample(stepped), i, record.timestep)
+            stepped = commit(*args, **kwargs)
+        previous = require_finite(previous_sample(stepped), i, record.timestep)
         record.seconds = time.perf_counter() - self.started
-        self.summary.num_images = len(step_map.sample)
+        self.summary.num_images = len(previous)
         self.summary.steps.append(record)
         self._begin_step(i + 1)
         return stepped
@@ -93,19 +97,23 @@ class CorrectedRun(Part):
             self.recorder.stop()
 
     def _correct(self, events: list[Event], step_map: StepMap, record: StepRecord) -> Any:
-        guided_output = GuidedOutput(events, step_map.sample, step_map.output)
         # The network may own the buffer of its output and overwrite it when it is evaluated again.
         output = step_map.output.to(step_map.dtype, copy=True)
-        x_prev = step_map.dry(output)
-        require_finite(x_prev, record.step, record.timestep)
+        require_finite(output, record.step, record.timestep)
+        guided_output = GuidedOutput(events, step_map.sample, step_map.output)
 
         def predict(x: torch.Tensor) -> torch.Tensor:
-            self.run.clock.begin_pass(self.run.clock.pass_index + 1)
-            eps = self.step_caches.evaluate(lambda: guided_output(x.to(step_map.sample.dtype)))
-            record.count(self.step_caches.was_full())
-            return eps.to(step_map.dtype)
+            return guided_output(x.to(step_map.sample.dtype)).to(step_map.dtype)
 
-        result = correct(x_prev, predict, step_map.dry, self.config, output, self.step_caches.settle)
+        # Not held by a name here: `correct` lets go of x^(0) as soon as it can.
+        result = correct(
+            require_finite(step_map.dry(output), record.step, record.timestep),
+            self.step_caches.counted(predict, self.run.clock, record),
+            step_map.dry,
+            self.config,
+            output,
+            self.step_caches.settle,
+        )
         record.corrected, record.residuals, record.fell_back = True, result.residuals, result.fell_back
         assert result.output is not None
         stepped = step_map.commit(result.output.to(step_map.output.dtype))

@@ -46,10 +46,9 @@ class GuidedOutput:
 
 
 def _recorded_output(event: Evaluation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    recorded = tensors_in((event.args, event.kwargs))
-    for expected, replayed in zip(recorded, tensors_in((args, kwargs)), strict=True):
+    for expected, replayed in zip(event.inputs, tensors_in((args, kwargs)), strict=True):
         if expected is not replayed and not torch.equal(expected, replayed):
             raise IECUnsupportedError(
                 f"Replaying the pipeline's own step does not reproduce the input of its network. {_WAY_OUT}"
             )
-    return event.output
+    return event.outputs

@@ -29,3 +29,5 @@ def _generators(arguments: Iterable[Any]) -> Iterable[torch.Generator]:
             yield argument
         elif isinstance(argument, (list, tuple)):
             yield from _generators(argument)
+        elif isinstance(argument, dict):
+            yield from _generators(argument.values())

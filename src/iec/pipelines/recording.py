@@ -4,7 +4,7 @@ The few torch functions around the network (the glue) are recorded one by one; e
 evaluation, inside which nothing is recorded.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,20 +22,33 @@ class Operation:
     output: Any
 
     @property
-    def writes_in_place(self) -> bool:
-        """Whether the function overwrites its first argument."""
-        name = getattr(self.function, "__name__", "")
-        return name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+    def overwritten(self) -> torch.Tensor | None:
+        """The tensor that the function wrote into, if it is one that writes in place."""
+        return overwritten_by(self.function, self.args, self.kwargs)
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """One call of a network component; `call` is the component without the recording hook."""
+    """One call of a network component; `call` is the component without the recording hook.
+
+    inputs, outputs: its tensors with the values that they had at the call. They are the tensors of `args`, `kwargs`
+    and `output` themselves, unless the pipeline later overwrote one of those in place.
+    """
 
     call: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
+    inputs: list[torch.Tensor]
+    outputs: list[torch.Tensor]
+
+    def keep_from(self, written: torch.Tensor) -> None:
+        """Copy what shares memory with `written`, which is about to be overwritten."""
+        place = written.untyped_storage().data_ptr()
+        for values in (self.inputs, self.outputs):
+            for i, tensor in enumerate(values):
+                if tensor.untyped_storage().data_ptr() == place:
+                    values[i] = tensor.clone()
 
 
 Event = Operation | Evaluation
@@ -54,10 +67,14 @@ class _Glue(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        written = overwritten_by(func, args, kwargs)
+        if written is not None:
+            for event in self.events:
+                if isinstance(event, Evaluation):
+                    event.keep_from(written)
         output = func(*args, **kwargs)
-        operation = Operation(func, args, kwargs, output)
-        if operation.writes_in_place or next(tensors_in(output), None) is not None:
-            self.events.append(operation)
+        if written is not None or next(tensors_in(output), None) is not None:
+            self.events.append(Operation(func, args, kwargs, output))
         return output
 
 
@@ -97,8 +114,17 @@ class Recorder:
                 output = call(*args, **kwargs)
         finally:
             self._glue = glue
-        glue.events.append(Evaluation(call, args, kwargs, output))
+        inputs, outputs = list(tensors_in((args, kwargs))), list(tensors_in(output))
+        glue.events.append(Evaluation(call, args, kwargs, output, inputs, outputs))
         return output
+
+
+def overwritten_by(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor | None:
+    """The tensor that a torch function writes into: its `out`, or its first argument where it works in place."""
+    name = getattr(function, "__name__", "")
+    in_place = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+    written = kwargs.get("out", args[0] if in_place and args else None)
+    return written if isinstance(written, torch.Tensor) else None
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:

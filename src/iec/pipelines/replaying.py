@@ -22,8 +22,8 @@ def depends(events: Sequence[Event], source: torch.Tensor, target: torch.Tensor)
         if not inputs & reached or event.output is source:
             continue
         outputs = {id(tensor) for tensor in tensors_in(event.output)}
-        if isinstance(event, Operation) and event.writes_in_place:
-            outputs.add(id(event.args[0]))
+        if isinstance(event, Operation) and event.overwritten is not None:
+            outputs.add(id(event.overwritten))
         reached |= outputs
         if isinstance(event, Evaluation) or inputs & after_evaluation:
             after_evaluation |= outputs
@@ -42,8 +42,8 @@ def replay(
         if event.output is source or not any(id(t) in new for t in tensors_in((event.args, event.kwargs))):
             continue
         if isinstance(event, Operation):
-            if event.writes_in_place:  # never write into a recorded tensor
-                overwritten = event.args[0]
+            overwritten = event.overwritten
+            if overwritten is not None:  # never write into a recorded tensor
                 new[id(overwritten)] = new.get(id(overwritten), overwritten).clone()
             output = event.function(*_substitute(event.args, new), **_substitute(event.kwargs, new))
         else:

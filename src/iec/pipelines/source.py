@@ -42,8 +42,9 @@ def find_source(events: Sequence[Event], sample: torch.Tensor, target: torch.Ten
     producers = {
         id(tensor): event
         for event in events
-        if isinstance(event, Operation) and not event.writes_in_place
+        if isinstance(event, Operation) and event.overwritten is None
         for tensor in tensors_in(event.output)
+        if not (event.args and tensor is event.args[0])  # a cast or copy that returned its own argument made nothing
     }
     chain: list[Operation] = []
     tensor = sample
@@ -53,7 +54,11 @@ def find_source(events: Sequence[Event], sample: torch.Tensor, target: torch.Ten
             return None
         chain.append(producer)
         tensor = producer.args[0]
-    return Source(tensor) if not chain else Source(tensor, _places(tensor, sample, chain[::-1]))
+    if not chain:
+        return Source(tensor)
+    places = _places(tensor, sample, chain[::-1])
+    # Two elements of the sample from one place could not be given two values.
+    return Source(tensor, places) if len(torch.unique(places)) == places.numel() else None
 
 
 def _is_gather(operation: Operation) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from iec.pipelines.errors import IECUnsupportedError
 from iec.pipelines.noise_state import NoiseState
 from iec.pipelines.scheduler_state import SchedulerState
 
@@ -13,7 +14,7 @@ from iec.pipelines.scheduler_state import SchedulerState
 class StepMap:
     """The step map of one call `step(*args, **kwargs)` of `scheduler`.
 
-    output: the model output e_0 that the pipeline stepped with. sample: x_t. timestep: as the pipeline gave it.
+    output: the model output e_0 that the pipeline stepped with. sample: x_t.
     Dry steps compute in float32 or better and leave the scheduler and every random generator as they were.
     """
 
@@ -21,9 +22,14 @@ class StepMap:
         self._step = step
         self._call = inspect.signature(step).bind(*args, **kwargs)
         arguments = self._call.arguments
+        missing = {"model_output", "sample"} - set(arguments)
+        if missing:
+            raise IECUnsupportedError(
+                f"{type(scheduler).__name__}.step has no argument named '{min(missing)}', so it cannot be taken again: "
+                "use one of diffusers' schedulers."
+            )
         self.output: torch.Tensor = arguments["model_output"]
         self.sample: torch.Tensor = arguments["sample"]
-        self.timestep: Any = arguments.get("timestep")
         self._scheduler_state = SchedulerState(scheduler)
         self._noise_state = NoiseState(arguments.values())
 

@@ -2,7 +2,7 @@
 
 from iec.runtime.network import network_of
 from iec.runtime.schedulers import SpacedDDIMScheduler
-from iec.runtime.session import Part, Participant, Run, attach, detach, participant, require_pipeline
+from iec.runtime.session import Part, Participant, Run, attach, detach, participant, require_pipeline, timestep_of
 
 __all__ = [
     "Part",
@@ -14,4 +14,5 @@ __all__ = [
     "network_of",
     "participant",
     "require_pipeline",
+    "timestep_of",
 ]

@@ -92,7 +92,7 @@ class Run:
     def on_step(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One `scheduler.step` call: the participants first, then the clock advances."""
         if self.clock.step == 0:
-            self._set_num_steps(_length_from(self.scheduler, _timestep(args, kwargs)))
+            self._set_num_steps(_length_from(self.scheduler, timestep_of(args, kwargs)))
         commit = original
         for part in self.parts:
             commit = _before(part, commit)
@@ -121,7 +121,8 @@ class _Attachment:
         self.pipe = weakref.ref(pipe)
         self.participants: dict[str, Participant] = {}
         self.calling = threading.Lock()
-        self.base = type(pipe)
+        copied: _Attachment | None = getattr(type(pipe), "_iec_attachment", None)
+        self.base: type = type(pipe) if copied is None else copied.base  # a deep copy came with its original's class
         self.hooked = self._subclass()
 
     def _subclass(self) -> type:
@@ -129,8 +130,11 @@ class _Attachment:
 
         @functools.wraps(base.__call__)
         def call(pipe: DiffusionPipeline, *args: Any, **kwargs: Any) -> Any:
-            # A deep copy of the pipeline shares this class but is not attached: for it the call is plain.
-            if attachment.pipe() is not pipe or not attachment.participants:
+            # A deep copy of the pipeline shares this class but is not attached; its networks may need the clock.
+            if attachment.pipe() is not pipe:
+                with Run(pipe, []):
+                    return base.__call__(pipe, *args, **kwargs)
+            if not attachment.participants:
                 return base.__call__(pipe, *args, **kwargs)
             if not attachment.calling.acquire(blocking=False):
                 raise RuntimeError(
@@ -226,7 +230,8 @@ def _length(scheduler: Any) -> int:
     return 0 if timesteps is None else len(timesteps)
 
 
-def _timestep(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def timestep_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The timestep among the arguments of a `scheduler.step` call, or None."""
     return kwargs.get("timestep", args[1] if len(args) > 1 else None)
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 from iec.models.features import FeatureNetwork, Reference, normalize
 from iec.training.data import ImageSet
 
-#: How far a crop may lie off: for so few epochs, two pixels train better than the four of long runs.
+#: How far a crop may lie off, in pixels; less than the usual four, because so short a run underfits.
 PADDING = 2
 
 
@@ -27,7 +27,7 @@ class ClassifierConfig:
     weight_decay: float = 3e-4
     label_smoothing: float = 0.1
     seed: int = 0
-    #: bfloat16 pays only where the processor multiplies it natively at full width; measure before switching it on.
+    #: bfloat16 is not faster on every processor: measure before switching it on.
     autocast: bool = False
 
     def __post_init__(self) -> None:

@@ -186,6 +186,29 @@ def test_without_cached_steps_an_interval_of_1_is_the_plain_correction(policy):
     )
 
 
+def test_two_evaluations_in_one_step_keep_their_own_features_or_are_refused():
+    """Guidance in two calls is guidance in one call of a doubled batch; the calls must not share a feature."""
+    settings = {"num_class_embeds": 2}
+    zero, one = torch.tensor([0, 0]), torch.tensor([1, 1])
+
+    def in_one_call(x, t):
+        labels = torch.cat([zero, one])
+        unconditional, conditional = unet(torch.cat([x, x]), torch.cat([t, t]), labels).sample.chunk(2)
+        return unconditional + 3 * (conditional - unconditional)
+
+    def in_two_calls(x, t):
+        unconditional, conditional = unet(x, t, zero).sample, unet(x, t, one).sample
+        return unconditional + 3 * (conditional - unconditional)
+
+    unet, x = cached_unet(**settings), noise(2, 3, 8, 8)
+    expected = iec.sample(in_one_call, x, STEPS, config=NONE)
+    try:
+        state = iec.sample(in_two_calls, x, STEPS, config=NONE)
+    except RuntimeError:
+        return
+    close(state, expected)
+
+
 # Nothing leaks
 
 

@@ -151,9 +151,11 @@ def test_the_return_type_is_the_models():
     apply(unet, DeepCacheConfig(2))
     args, _ = inputs_of(unet)
     with run_of():
-        assert isinstance(unet(*args), UNet2DOutput)
-        (output,) = unet(*args, return_dict=False)
-        assert torch.equal(output, unet(*args).sample)
+        output = unet(*args)
+    with run_of():
+        (sample,) = unet(*args, return_dict=False)
+    assert isinstance(output, UNet2DOutput)
+    assert torch.equal(sample, output.sample)
 
 
 def test_gradients_flow_through_a_full_evaluation():

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from iec.efficient import DeepCacheConfig
@@ -26,7 +26,6 @@ def test_the_power_vector():
     assert list(power_schedule(250, 20, 1.5)) == expected
 
 
-@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 300))
 def test_the_uniform_schedule_is_every_nth_step(num_steps, interval):
     steps = uniform_schedule(num_steps, interval)
@@ -37,7 +36,6 @@ def is_a_schedule(steps, num_steps):
     return steps[0] == 0 and list(steps) == sorted(set(steps)) and 0 <= steps[-1] < num_steps
 
 
-@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 30), st.floats(1.05, 3))
 def test_a_power_schedule_begins_with_0_and_stays_inside_the_run(num_steps, interval, power):
     if interval <= num_steps:
@@ -46,7 +44,6 @@ def test_a_power_schedule_begins_with_0_and_stays_inside_the_run(num_steps, inte
         assert len(steps) <= -(-num_steps // interval)
 
 
-@settings(deadline=None)
 @given(st.integers(2, 200), st.integers(1, 30), st.integers(1, 40), st.floats(1.05, 3))
 def test_a_centred_schedule_has_the_number_of_full_steps_or_is_refused(num_steps, interval, centre, power):
     if interval > num_steps:

@@ -1,5 +1,6 @@
 """The settings of DeepCache."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,9 +28,14 @@ class DeepCacheConfig:
     power: float = 1.4
 
     def __post_init__(self) -> None:
-        for name, value in (("interval", self.interval), ("branch", self.branch)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        integers = {"interval": self.interval, "branch": self.branch or 0, "centre": self.centre}
+        for name, value in integers.items():
+            if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name} must be an integer, but is {value!r}.")
+        if isinstance(self.power, bool) or not isinstance(self.power, (int, float)):
+            raise TypeError(f"power must be a number, but is {self.power!r}.")
+        if not 1 <= self.power < math.inf:
+            raise ValueError(f"power must be a finite number of at least 1, but is {self.power}.")
         if self.interval < 1:
             raise ValueError(f"interval must be at least 1, but is {self.interval}.")
         if self.branch is not None and self.branch < 0:
@@ -44,6 +50,8 @@ class DeepCacheConfig:
                 f"A cache interval of {self.interval} is longer than the run of {num_steps} steps: "
                 f"use at most {num_steps}."
             )
+        if self.interval == 1:
+            return tuple(range(num_steps))
         if self.schedule == "centred":
             return centred_schedule(num_steps, self.interval, self.centre, self.power)
         if self.schedule == "power":

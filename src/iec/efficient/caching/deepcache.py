@@ -40,6 +40,12 @@ def cached_class(base: type[Any], config: DeepCacheConfig) -> type[Any]:
     @functools.wraps(base.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         clock = current_clock()
+        if self in clock.evaluated:
+            raise RuntimeError(
+                "This cached model was evaluated twice in one step, and it keeps one feature: "
+                "evaluate the guidance's two halves in one batch, or remove the cache."
+            )
+        clock.evaluated.add(self)
         full_steps = config.full_steps(clock.num_steps)
         full = clock.cache_policy == "full" or clock.step in full_steps
         output = base.forward(_walked(self, branch_of(self, config), full, clock.storage), *args, **kwargs)
@@ -100,6 +106,8 @@ class _Decoder(_Block):
         layers = list(decoder_layers(self.unet))
         entry_layer = len(layers) - 1 - self.branch
         if not self.full:
+            if self.unet not in self.features:
+                raise RuntimeError("A cached step came before any full one: begin the run with step 0.")
             hidden, first = self.features[self.unet], entry_layer
         elif self.unet.mid_block is None:
             hidden, first = hidden_states, 0

@@ -20,7 +20,7 @@ def centred_schedule(num_steps: int, interval: int, centre: int = 15, power: flo
     count = math.ceil(num_steps / interval)
     while power > 1:
         steps = _centred(num_steps, count, centre, power)
-        if len(steps) == count:
+        if len(steps) == count and steps[-1] < num_steps:
             return steps
         power -= 0.02
     raise ValueError(
@@ -40,7 +40,8 @@ def _centred(num_steps: int, count: int, centre: int, power: float) -> tuple[int
     # The steps before the centre have a negative base; their principal complex power runs smoothly through it.
     start, end = (cmath.exp(cmath.log(base) / power) if base else 0 for base in (-centre, num_steps - centre))
     points = [start + (end - start) * k / count for k in range(count + 1)]
-    offsets = sorted({int((point**power).real) for point in points})
+    inner = {int((point**power).real) for point in points[1:-1]}
+    offsets = sorted({-centre, *inner, num_steps - centre})  # the ends are exact, whatever the powers round to
     return tuple(sorted({0, *(offset + centre for offset in offsets[1:-1])}))
 
 
