@@ -48,9 +48,14 @@ def count_groups(num_steps: int, steps_per_group: int) -> int:
 def step_of_run(num_steps: int) -> int:
     """The current step of a run of `num_steps`. Raises ValueError in a run of another length."""
     clock = current_clock()
-    if clock.num_steps != num_steps:
-        raise ValueError(
-            f"This model is quantized for {num_steps} steps, but the run has {clock.num_steps}: "
-            f"sample with {num_steps} steps, or calibrate again."
-        )
+    require_steps(num_steps, clock.num_steps)
     return clock.step
+
+
+def require_steps(calibrated: int, num_steps: int) -> None:
+    """Raise ValueError unless a run has as many steps as the model is quantized for."""
+    if num_steps != calibrated:
+        raise ValueError(
+            f"This model is quantized for {calibrated} steps, but the run has {num_steps}: "
+            f"sample with {calibrated} steps, or calibrate again."
+        )

@@ -93,6 +93,16 @@ def restore_network(network: nn.Module) -> None:
     _replace(network, layers)
 
 
+def quantized_class(base: type[Any]) -> type[Any]:
+    """A subclass of `base`, of the same name, that is not saved: its weights have another form than `base` loads."""
+
+    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise ValueError("A quantized model is not saved: save its plan with plan.save_pretrained, or remove it first.")
+
+    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    return type(base.__name__, (base,), {**names, "save_pretrained": save_pretrained})
+
+
 def stored_bytes(network: nn.Module) -> int:
     """The bytes of all parameters and buffers of `network`, each storage counted once."""
     tensors = [*network.parameters(), *network.buffers()]
