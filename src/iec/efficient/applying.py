@@ -6,14 +6,17 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from iec.efficient.cachequant.plan import KIND as CACHEQUANT
+from iec.efficient.cachequant.plan import CacheQuantPlan
 from iec.efficient.caching.config import DeepCacheConfig
 from iec.efficient.caching.deepcache import cached_class, require_cacheable
-from iec.efficient.quantization.network import quantized_class, restore_network
+from iec.efficient.plan_files import read_settings
+from iec.efficient.quantization.network import restore_network
 from iec.efficient.quantization.plan import QuantizationPlan
 from iec.efficient.quantization.running import LengthCheck
 from iec.runtime import Participant, attach, detach, network_of, require_pipeline
 
-Technique = DeepCacheConfig | QuantizationPlan
+Technique = DeepCacheConfig | QuantizationPlan | CacheQuantPlan
 
 _NAME = "efficiency"
 _APPLIED = "_iec_applied"
@@ -27,8 +30,8 @@ def apply(target: DiffusionPipeline | nn.Module, technique: Technique | str | Pa
     leaves everything as it was.
     """
     if isinstance(technique, (str, Path)):
-        technique = QuantizationPlan.from_pretrained(technique)
-    if not isinstance(technique, (DeepCacheConfig, QuantizationPlan)):
+        technique = load_plan(technique)
+    if not isinstance(technique, (DeepCacheConfig, QuantizationPlan, CacheQuantPlan)):
         raise TypeError(f"apply needs a DeepCacheConfig or a plan, but got a {type(technique).__name__}.")
     denoiser = _denoiser(target)
     if isinstance(technique, DeepCacheConfig):
@@ -43,6 +46,13 @@ def apply(target: DiffusionPipeline | nn.Module, technique: Technique | str | Pa
         raise
 
 
+def load_plan(folder: str | Path) -> QuantizationPlan | CacheQuantPlan:
+    """The plan that `save_pretrained` wrote into `folder`. Raises ValueError where there is none."""
+    if read_settings(folder).get("kind") == CACHEQUANT:
+        return CacheQuantPlan.from_pretrained(folder)
+    return QuantizationPlan.from_pretrained(folder)
+
+
 def remove(target: DiffusionPipeline | nn.Module) -> None:
     """Give `target` its own computation back, bit for bit; a target without any technique is left alone.
 
@@ -50,7 +60,7 @@ def remove(target: DiffusionPipeline | nn.Module) -> None:
     """
     denoiser = _denoiser(target)
     entry = getattr(type(denoiser), _APPLIED, None)
-    if entry is not None and isinstance(entry[1], QuantizationPlan):
+    if entry is not None:
         restore_network(denoiser)
     if isinstance(target, DiffusionPipeline):
         detach(target, _NAME)
@@ -66,12 +76,10 @@ def applied(target: DiffusionPipeline | nn.Module) -> Technique | None:
 
 def _put_on(target: DiffusionPipeline | nn.Module, denoiser: nn.Module, technique: Technique) -> None:
     base = type(denoiser)
-    participant = Participant()
-    if isinstance(technique, QuantizationPlan):
-        technique.put_on(denoiser)
-        derived, participant = quantized_class(base), LengthCheck(technique.num_steps)
+    if isinstance(technique, DeepCacheConfig):
+        derived, participant = cached_class(base, technique), Participant()
     else:
-        derived = cached_class(base, technique)
+        derived, participant = technique.put_on(denoiser), LengthCheck(technique.num_steps)
     setattr(derived, _APPLIED, (base, technique))
     if isinstance(target, DiffusionPipeline):
         attach(target, _NAME, participant)

@@ -14,6 +14,7 @@ from iec.efficient.quantization.coverage import coverage
 from iec.efficient.quantization.network import quantize_network, search_weights
 from iec.efficient.quantization.ranges import SHRINKS, choose
 from iec.efficient.quantization.statistics import ActivationStatistics, recording
+from iec.efficient.trajectories import Trajectories
 from iec.method.clock import Clock
 from iec.method.noise import image_generator
 from iec.models.unconditional import UnconditionalPipeline
@@ -28,8 +29,9 @@ def pipe_of(network=None):
     return ddim_pipe(tiny_unet() if network is None else network)
 
 
-def record(pipe, config=W8, steps=STEPS, **settings):
-    return record_trajectories(pipe, config, steps, **{"samples": SAMPLES, "batch_size": 4, **settings})
+def record(pipe, config=W8, steps=STEPS, on_progress=lambda done, total: None, **settings):
+    trajectories = Trajectories(pipe, steps, **{"samples": SAMPLES, "batch_size": 4, **settings})
+    return record_trajectories(pipe.unet, config, trajectories, on_progress)
 
 
 def inputs_of_layer(pipe, layer, steps=STEPS, samples=SAMPLES, seed=0):

@@ -47,33 +47,42 @@ def quantize_network(
     Raises ValueError, before anything is changed, where grids are missing or do not fit, or it is quantized already.
     """
     require_float(network)
-    config = covered.config
-
-    def quantizers(keys: Sequence[str]) -> list[StepQuantizer]:
-        return [StepQuantizer(activation_grids[key], num_steps, config.steps_per_group) for key in keys]
-
     layers: dict[nn.Module, nn.Module] = {}
     quantized, in_float = [], list(covered.in_float)
     for target in covered.layers:
-        if not _complete(target.name, target.keys, activation_grids):
+        if _complete(target.name, target.keys, activation_grids):
+            copy = quantized_copy(network, covered, target.name, weight_grids, activation_grids, num_steps)
+            layers[network.get_submodule(target.name)] = copy
+            quantized.append(target.name)
+        else:
             in_float.append(target.name)
-            continue
-        layer = network.get_submodule(target.name)
-        inputs = [quantizer.to(_device_of(layer)) for quantizer in quantizers(target.keys)]
-        grids = weight_grids[target.name]
-        layers[layer] = QuantizedLayer(layer, grids, inputs, target.split, config.storage, config.keep_original)
-        quantized.append(target.name)
     attentions: dict[str, OperandProcessor] = {}
     for name in covered.attentions:
         keys = [f"{name}:{operand}" for operand in OPERANDS]
         if _complete(name, keys, activation_grids):
             attention: Any = network.get_submodule(name)
-            operands = dict(zip(OPERANDS, quantizers(keys), strict=True))
+            operands = dict(zip(OPERANDS, _quantizers(covered, keys, activation_grids, num_steps), strict=True))
             attentions[name] = OperandProcessor(operands, attention.processor).to(_device_of(attention))
     for name, processor in attentions.items():
         set_processor(network.get_submodule(name), processor)
     _replace(network, layers)
     return Quantized(tuple(quantized), tuple(attentions), tuple(in_float))
+
+
+def quantized_copy(
+    network: nn.Module,
+    covered: Coverage,
+    name: str,
+    weight_grids: Mapping[str, Sequence[Grid]],
+    activation_grids: Mapping[str, Grid],
+    num_steps: int,
+) -> QuantizedLayer:
+    """The quantized layer that stands for the layer `name`, with the arguments of `quantize_network`."""
+    (target,) = (target for target in covered.layers if target.name == name)
+    layer, config = network.get_submodule(name), covered.config
+    quantizers = _quantizers(covered, target.keys, activation_grids, num_steps)
+    inputs = [quantizer.to(_device_of(layer)) for quantizer in quantizers]
+    return QuantizedLayer(layer, weight_grids[name], inputs, target.split, config.storage, config.keep_original)
 
 
 def restore_network(network: nn.Module) -> None:
@@ -115,6 +124,12 @@ def set_processor(attention: Any, processor: Any) -> None:
     attention._modules.pop("processor", None)
     attention.__dict__.pop("processor", None)
     attention.processor = processor
+
+
+def _quantizers(
+    covered: Coverage, keys: Sequence[str], grids: Mapping[str, Grid], num_steps: int
+) -> list[StepQuantizer]:
+    return [StepQuantizer(grids[key], num_steps, covered.config.steps_per_group) for key in keys]
 
 
 def _complete(name: str, keys: Sequence[str], grids: Mapping[str, Grid]) -> bool:
