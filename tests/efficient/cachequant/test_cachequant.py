@@ -20,10 +20,13 @@ from iec.efficient import (
     load_plan,
     remove,
 )
+from iec.efficient.cachequant.dec import QuantizationCorrection
 from iec.efficient.cachequant.dps import FeatureDistances, dps_schedule
 from iec.efficient.cachequant.features import features_of
 from iec.efficient.cachequant.reentry import reentry_layers
 from iec.efficient.caching.deepcache import branch_of
+from iec.efficient.quantization.coverage import coverage
+from iec.efficient.quantization.network import quantized_copy
 from iec.method.clock import Clock, current_clock
 from iec.method.noise import image_generator
 
@@ -144,6 +147,27 @@ def test_the_cached_feature_is_fitted_to_that_of_the_full_run(cache_plan):
                 assert got == pytest.approx(expected, rel=1e-3, abs=1e-3)
     assert cache_plan.quantization is None
     assert cache_plan.layers == {}
+
+
+def test_the_layers_are_fitted_to_what_they_are_given_of_the_cached_and_corrected_feature(plan):
+    pipe = pipe_of()
+    features, unet = trajectory_features(pipe), pipe.unet
+    grids = plan.quantization.weights, plan.quantization.activations
+    covered = coverage(unet, plan.quantization.config)
+    for name, main_input in reentry_layers(unet, BRANCH).items():
+        layer = quantized_copy(unet, covered, name, *grids, STEPS)
+        fits = QuantizationCorrection(layer, unet.get_submodule(name).weight[:, : layer.widths[0]], STEPS)
+        fresh = QuantizationCorrection(layer, fits.weight, STEPS)
+        with Clock(STEPS) as clock, torch.no_grad():
+            for step, feature in enumerate(features):
+                clock.step = step
+                fits.add(main_input(plan.corrected(features[step // 4 * 4], step)))
+                fresh.add(main_input(feature))
+        for got, expected, other in zip(plan.layers[name], fits.solve(), fresh.solve(), strict=True):
+            error = (got - expected).abs().max()
+            assert error < 2e-3
+            # On the feature of the step itself, the fit is another one.
+            assert (got - other).abs().max() > 2 * error
 
 
 def test_dps_finds_the_steps_of_the_full_runs_features():
