@@ -60,7 +60,7 @@ def remove(target: DiffusionPipeline | nn.Module) -> None:
     """
     denoiser = _denoiser(target)
     entry = getattr(type(denoiser), _APPLIED, None)
-    if entry is not None:
+    if entry is not None and not isinstance(entry[1], DeepCacheConfig):
         restore_network(denoiser)
     if isinstance(target, DiffusionPipeline):
         detach(target, _NAME)
