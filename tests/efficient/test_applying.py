@@ -131,7 +131,7 @@ def test_another_target_is_refused(target):
             call()
 
 
-@pytest.mark.parametrize("config", [None, 5, "deepcache:5", iec.IECConfig()])
+@pytest.mark.parametrize("config", [None, 5, iec.IECConfig()])
 def test_another_configuration_is_refused(config):
     with pytest.raises(TypeError, match="DeepCacheConfig"):
         apply(tiny_unet(), config)

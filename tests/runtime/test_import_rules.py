@@ -14,7 +14,7 @@ BELOW = {
     "method": set(),
     "runtime": {"method"},
     "pipelines": {"runtime", "method"},
-    "efficient": {"runtime", "method"},
+    "efficient": {"runtime", "method", "models"},  # a plan knows the weights it was made for
     "models": {"runtime", "method"},
 }
 FLOOR = {"evaluation", "training", "reports"}

@@ -1,6 +1,20 @@
-"""Efficient models: feature caching on any pipeline or denoiser."""
+"""Efficient models: feature caching, quantization, and both together, on any pipeline or denoiser."""
 
-from iec.efficient.applying import applied, apply, remove
+from iec.efficient.applying import applied, apply, load_plan, remove
+from iec.efficient.cachequant import CacheQuantConfig, CacheQuantPlan
 from iec.efficient.caching import DeepCacheConfig
+from iec.efficient.calibrating import calibrate
+from iec.efficient.quantization import QuantizationConfig, QuantizationPlan
 
-__all__ = ["DeepCacheConfig", "applied", "apply", "remove"]
+__all__ = [
+    "CacheQuantConfig",
+    "CacheQuantPlan",
+    "DeepCacheConfig",
+    "QuantizationConfig",
+    "QuantizationPlan",
+    "applied",
+    "apply",
+    "calibrate",
+    "load_plan",
+    "remove",
+]

@@ -2,11 +2,40 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from iec.efficient.caching.schedules import centred_schedule, power_schedule, uniform_schedule
 
 Schedule = Literal["uniform", "centred", "power"]
+
+
+class CacheSettings(Protocol):
+    """What a cache needs to know: where a cached step turns back, and which steps are full."""
+
+    @property
+    def branch(self) -> int | None:
+        """The encoder entry at which a cached step turns back; None: the model's default."""
+
+    def full_steps(self, num_steps: int) -> tuple[int, ...]:
+        """The steps of a run of `num_steps` that are computed in full."""
+
+
+@dataclass(frozen=True)
+class CalibratedSteps:
+    """Full steps that were found for runs of one length. Raises ValueError in a run of another."""
+
+    steps: tuple[int, ...]
+    num_steps: int
+    branch: int | None = None
+
+    def full_steps(self, num_steps: int) -> tuple[int, ...]:
+        """The steps that are computed in full."""
+        if num_steps != self.num_steps:
+            raise ValueError(
+                f"This cache is calibrated for {self.num_steps} steps, but the run has {num_steps}: "
+                f"sample with {self.num_steps} steps, or calibrate again."
+            )
+        return self.steps
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ so the model itself holds nothing but its settings.
 
 import copy
 import functools
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
@@ -14,12 +15,15 @@ import torch
 from diffusers import UNet2DModel
 from torch import nn
 
-from iec.efficient.caching.config import DeepCacheConfig
+from iec.efficient.caching.config import CacheSettings
 from iec.efficient.caching.layers import count_entries, decoder_layers, encoder_layers, require_supported
 from iec.method.clock import current_clock
 
+#: What becomes of a stored feature before it is used: (feature, step) -> feature.
+Correct = Callable[[torch.Tensor, int], torch.Tensor]
 
-def require_cacheable(module: Any, config: DeepCacheConfig) -> None:
+
+def require_cacheable(module: Any, config: CacheSettings) -> None:
     """Raise TypeError or ValueError, in one sentence, unless `module` can be cached with `config`."""
     if not isinstance(module, UNet2DModel):
         raise TypeError(f"DeepCache needs a UNet2DModel, but the denoiser is a {type(module).__name__}.")
@@ -29,13 +33,13 @@ def require_cacheable(module: Any, config: DeepCacheConfig) -> None:
         raise ValueError(f"Branch {branch} does not exist: this UNet has branches 0 to {entries - 1}.")
 
 
-def branch_of(module: Any, config: DeepCacheConfig) -> int:
+def branch_of(module: Any, config: CacheSettings) -> int:
     """The branch of `config`, by default the entry of the first downsampler."""
     return int(module.config.layers_per_block) + 1 if config.branch is None else config.branch
 
 
-def cached_class(base: type[Any], config: DeepCacheConfig) -> type[Any]:
-    """A subclass of `base`, of the same name, whose evaluations follow the cache."""
+def cached_class(base: type[Any], config: CacheSettings, correct: Correct | None = None) -> type[Any]:
+    """A subclass of `base`, of the same name, whose evaluations follow the cache; cached steps use `correct`."""
 
     @functools.wraps(base.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -48,7 +52,9 @@ def cached_class(base: type[Any], config: DeepCacheConfig) -> type[Any]:
         clock.evaluated.add(self)
         full_steps = config.full_steps(clock.num_steps)
         full = clock.cache_policy == "full" or clock.step in full_steps
-        output = base.forward(_walked(self, branch_of(self, config), full, clock.storage), *args, **kwargs)
+        used = correct or _unchanged
+        walked = _walked(self, branch_of(self, config), full, clock.storage, lambda x: used(x, clock.step))
+        output = base.forward(walked, *args, **kwargs)
         clock.record(full)
         return output
 
@@ -56,11 +62,21 @@ def cached_class(base: type[Any], config: DeepCacheConfig) -> type[Any]:
     return type(base.__name__, (base,), {**names, "forward": forward})
 
 
-def _walked(unet: Any, branch: int, full: bool, features: dict[Any, torch.Tensor]) -> Any:
+def _unchanged(feature: torch.Tensor, step: int) -> torch.Tensor:
+    return feature
+
+
+def _walked(
+    unet: Any,
+    branch: int,
+    full: bool,
+    features: dict[Any, torch.Tensor],
+    correct: Callable[[torch.Tensor], torch.Tensor],
+) -> Any:
     """`unet` with its blocks replaced by the walk of one evaluation; all its other layers stay as they are."""
     view = copy.copy(unet)
     encoder = _Encoder(unet, None if full else branch)
-    decoder = _Decoder(unet, branch, full, features)
+    decoder = _Decoder(unet, branch, full, features, correct)
     blocks = {"down_blocks": nn.ModuleList([encoder]), "mid_block": None, "up_blocks": nn.ModuleList([decoder])}
     view._modules = {**unet._modules, **blocks}
     return view
@@ -94,9 +110,16 @@ class _Encoder(_Block):
 class _Decoder(_Block):
     """The middle block and the decoder layers: all of them where `full`, else those from the stored feature on."""
 
-    def __init__(self, unet: Any, branch: int, full: bool, features: dict[Any, torch.Tensor]) -> None:
+    def __init__(
+        self,
+        unet: Any,
+        branch: int,
+        full: bool,
+        features: dict[Any, torch.Tensor],
+        correct: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
         super().__init__(unet)
-        self.branch, self.full, self.features = branch, full, features
+        self.branch, self.full, self.features, self.correct = branch, full, features, correct
         # diffusers hands over as many encoder entries as the block has ResNets.
         self.resnets = [None] * (count_entries(unet) if full else branch + 1)
 
@@ -108,7 +131,7 @@ class _Decoder(_Block):
         if not self.full:
             if self.unet not in self.features:
                 raise RuntimeError("A cached step came before any full one: begin the run with step 0.")
-            hidden, first = self.features[self.unet], entry_layer
+            hidden, first = self.correct(self.features[self.unet]), entry_layer
         elif self.unet.mid_block is None:
             hidden, first = hidden_states, 0
         else:

@@ -1,0 +1,143 @@
+"""CacheQuant's calibration: the full steps, then DEC of the cache beside the activations, then DEC of the quantization.
+
+Each stage streams over the same full-precision trajectories again, so that no feature has to be kept for the next.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from iec.efficient.cachequant.config import CacheQuantConfig
+from iec.efficient.cachequant.dec import CacheCorrection, QuantizationCorrection
+from iec.efficient.cachequant.dps import FeatureDistances, dps_schedule, require_interval
+from iec.efficient.cachequant.features import features_of
+from iec.efficient.cachequant.plan import CacheQuantPlan
+from iec.efficient.cachequant.reentry import reentry_layers
+from iec.efficient.caching.config import DeepCacheConfig
+from iec.efficient.caching.deepcache import branch_of, require_cacheable
+from iec.efficient.quantization.coverage import coverage
+from iec.efficient.quantization.network import quantized_copy
+from iec.efficient.quantization.plan import QuantizationPlan
+from iec.efficient.quantization.statistics import ActivationStatistics, recording
+from iec.efficient.trajectories import Trajectories
+from iec.method.clock import current_clock
+from iec.models.fingerprint import fingerprint
+
+Progress = Callable[[int, int], None]
+
+
+def calibrate_cachequant(
+    unet: Any, config: CacheQuantConfig, trajectories: Trajectories, on_progress: Progress = lambda done, total: None
+) -> CacheQuantPlan:
+    """The plan of `unet`, over trajectories of its pipeline; `on_progress` counts those of all stages.
+
+    Raises TypeError or ValueError, before anything is sampled, where the network cannot be cached or quantized, or the
+    interval does not fit the steps.
+    """
+    require_cacheable(unet, DeepCacheConfig(config.interval, config.branch))
+    if config.searches:
+        require_interval(trajectories.num_steps, config.interval)
+    DeepCacheConfig(config.interval).full_steps(trajectories.num_steps)
+    quantized = config.quantization is not None
+    statistics = None if config.quantization is None else ActivationStatistics(coverage(unet, config.quantization))
+    stages = _Stages(trajectories, config.searches + 1 + quantized, on_progress)
+
+    full_steps: tuple[int, ...] | None = None
+    if config.searches:
+        distances = _Distances(config.interval)
+        with features_of(unet, config.branch, distances.add):
+            stages.run()
+        # A sampler may make more calls than steps, as PLMS does; the number of full steps is that of its steps.
+        groups = math.ceil(trajectories.num_steps / config.interval)
+        full_steps = dps_schedule(distances.table, config.interval, groups)
+    cache = _Cache(config.interval, full_steps)
+    with ExitStack() as stack:
+        stack.enter_context(features_of(unet, config.branch, cache.add))
+        if statistics is not None:
+            stack.enter_context(recording(unet, statistics))
+        stages.run()
+    correction = cache.correction
+    steps = tuple(sorted(correction.full_steps))
+    model = fingerprint(unet)
+    plan = CacheQuantPlan(config, correction.num_steps, model, steps, correction.solve(), None, {})
+    if statistics is None:
+        return plan
+    quantization = QuantizationPlan.of(unet, statistics)
+    layers = _Layers(unet, plan, quantization)
+    with features_of(unet, config.branch, layers.add):
+        stages.run()
+    solved = {name: fit.solve() for name, fit in layers.fits.items()}
+    return replace(plan, quantization=quantization, layers=solved)
+
+
+class _Stages:
+    """Runs the trajectories once per stage, with one count of progress."""
+
+    def __init__(self, trajectories: Trajectories, count: int, on_progress: Progress) -> None:
+        self.trajectories, self.count, self.on_progress, self.finished = trajectories, count, on_progress, 0
+
+    def run(self) -> None:
+        before, total = self.finished * self.trajectories.samples, self.count * self.trajectories.samples
+        self.trajectories.run(lambda done, _: self.on_progress(before + done, total))
+        self.finished += 1
+
+
+class _Distances:
+    """DPS's distances; how many calls a run makes is known from its first feature on."""
+
+    table: torch.Tensor
+
+    def __init__(self, interval: int) -> None:
+        self.interval = interval
+        self.distances: FeatureDistances | None = None
+
+    def add(self, step: int, feature: torch.Tensor) -> None:
+        if self.distances is None:
+            self.distances = FeatureDistances(current_clock().num_steps, self.interval)
+            self.table = self.distances.table
+        self.distances.add(step, feature)
+
+
+class _Cache:
+    """DEC of the cache, with these full steps, or uniform ones."""
+
+    correction: CacheCorrection
+
+    def __init__(self, interval: int, full_steps: tuple[int, ...] | None) -> None:
+        self.interval, self.full_steps = interval, full_steps
+
+    def add(self, step: int, feature: torch.Tensor) -> None:
+        if not hasattr(self, "correction"):
+            num_steps = current_clock().num_steps
+            uniform = DeepCacheConfig(self.interval).full_steps(num_steps)
+            self.correction = CacheCorrection(num_steps, self.full_steps or uniform)
+        self.correction.add(step, feature)
+
+
+class _Layers:
+    """DEC of the quantized layers that consume the cached and corrected feature first."""
+
+    cached: torch.Tensor
+
+    def __init__(self, unet: Any, plan: CacheQuantPlan, quantization: QuantizationPlan) -> None:
+        self.plan = plan
+        self.inputs = reentry_layers(unet, branch_of(unet, plan.cache))
+        self.fits: dict[str, QuantizationCorrection] = {}
+        covered = coverage(unet, quantization.config)
+        for name in self.inputs:
+            layer: Any = unet.get_submodule(name)
+            copy = quantized_copy(unet, covered, name, quantization.weights, quantization.activations, plan.num_steps)
+            weight = layer.weight[:, : copy.widths[0]]
+            self.fits[name] = QuantizationCorrection(copy, weight, plan.num_steps)
+
+    def add(self, step: int, feature: torch.Tensor) -> None:
+        if step in self.plan.full_steps:
+            self.cached = feature
+        used = self.plan.corrected(self.cached, step)
+        for name, main in self.inputs.items():
+            with torch.no_grad():
+                self.fits[name].add(main(used))

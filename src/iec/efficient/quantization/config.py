@@ -1,0 +1,39 @@
+"""The settings of post-training quantization."""
+
+from dataclasses import dataclass
+
+from iec.efficient.quantization.layers import Storage
+from iec.efficient.quantization.quantizer import require_bits
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """Bits of weights and activations; the arithmetic is simulated.
+
+    weights, activations: bits of all layers but the first and the last. first_last: bits of both in these two.
+    attention: whether queries, keys and values (in `activations` bits) and the softmax output (in `softmax` bits) are
+        quantized too. steps_per_group: how many sampling steps share the grids of an activation.
+    storage: `simulate` keeps the float weights, `packed` a byte or half a byte per weight, dequantized on use.
+    keep_original: in `packed`, whether the float layers are kept too, without which they cannot be put back.
+
+    Raises ValueError or TypeError for bits outside 2..8, groups below 1, or an unknown storage.
+    """
+
+    weights: int = 8
+    activations: int = 8
+    first_last: int = 8
+    softmax: int = 8
+    attention: bool = True
+    steps_per_group: int = 1
+    storage: Storage = "simulate"
+    keep_original: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("weights", "activations", "first_last", "softmax"):
+            require_bits(getattr(self, name), name)
+        if isinstance(self.steps_per_group, bool) or not isinstance(self.steps_per_group, int):
+            raise TypeError(f"steps_per_group must be an integer, but is {self.steps_per_group!r}.")
+        if self.steps_per_group < 1:
+            raise ValueError(f"steps_per_group must be at least 1, but is {self.steps_per_group}.")
+        if self.storage not in ("simulate", "packed"):
+            raise ValueError(f"Unknown storage '{self.storage}': use simulate or packed.")

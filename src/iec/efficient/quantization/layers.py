@@ -1,0 +1,114 @@
+"""Convolutions and linear layers in simulated arithmetic: values on integer grids, computed in float.
+
+A layer that consumes a concatenation is split at the width of the main branch: both halves have weight and
+activation grids of their own, and one convolution computes both.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from iec.efficient.quantization.activations import StepQuantizer, step_of_run
+from iec.efficient.quantization.quantizer import Grid
+from iec.efficient.quantization.weights import PackedWeight, QuantizedWeight, SimulatedWeight
+
+Storage = Literal["simulate", "packed"]
+Operation = Callable[..., torch.Tensor]
+
+_CONVOLUTIONS: dict[type[nn.Module], Operation] = {nn.Conv1d: functional.conv1d, nn.Conv2d: functional.conv2d}
+
+
+class QuantizedLayer(nn.Module):
+    """What stands for a convolution or a linear layer: y = op(quantized input, quantized weight) + bias.
+
+    weight: the weight on its grids. inputs: one activation quantizer per part of the input channels.
+    original: the float layer, kept so that it can be put back; None where only the codes remain.
+    """
+
+    scale: torch.Tensor | None
+    shift: torch.Tensor | None
+
+    def __init__(
+        self,
+        layer: Any,
+        weight_grids: Sequence[Grid],
+        inputs: Sequence[StepQuantizer],
+        split: int | None = None,
+        storage: Storage = "simulate",
+        keep_original: bool = True,
+    ) -> None:
+        super().__init__()
+        operation = operation_of(layer)
+        if operation is None:
+            raise ValueError(f"A {type(layer).__name__} cannot be quantized.")
+        self.operation = operation
+        self.widths = part_widths(layer, split)
+        if not len(self.widths) == len(weight_grids) == len(inputs):
+            raise ValueError(
+                f"A layer with {len(self.widths)} parts needs as many grids for its weight and its input, "
+                f"but got {len(weight_grids)} and {len(inputs)}."
+            )
+        self.weight: QuantizedWeight
+        if storage == "packed":
+            self.weight = PackedWeight(layer.weight, self.widths, weight_grids)
+        else:
+            self.weight = SimulatedWeight(layer, self.widths, weight_grids)
+        self.bias: nn.Parameter | None = layer.bias
+        self.inputs = nn.ModuleList(inputs)
+        self.original = layer if keep_original or storage == "simulate" else None
+        self.channel_axis = 1 - layer.weight.dim()
+        self.train(layer.training)
+        self.set_correction(None, None)
+
+    def set_correction(self, scale: torch.Tensor | None, shift: torch.Tensor | None) -> None:
+        """Scale the outputs that the first part contributes, and shift them; both [T, O] (DEC, spec 3.3)."""
+        if (scale is None) != (shift is None) or (scale is not None and len(self.widths) == 1):
+            raise ValueError("A correction has a scale and a shift, and needs a layer that is split.")
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight: torch.Tensor = self.weight(x.dtype)
+        bias: torch.Tensor | None = self.bias
+        if self.scale is not None and self.shift is not None:
+            step = step_of_run(len(self.scale))
+            factor, shift = self.scale[step].to(x.dtype), self.shift[step].to(x.dtype)
+            first = factor.view(-1, *[1] * (weight.dim() - 1)) * weight[:, : self.widths[0]]
+            weight = torch.cat([first, weight[:, self.widths[0] :]], 1)
+            bias = shift if bias is None else bias + shift
+        return self.operation(self.quantize_input(x), weight, bias)
+
+    def quantize_input(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` on the grids of the current step."""
+        if len(self.inputs) == 1:
+            quantized: torch.Tensor = self.inputs[0](x)
+            return quantized
+        parts = torch.split(x, self.widths, self.channel_axis)
+        return torch.cat(
+            [quantizer(part) for quantizer, part in zip(self.inputs, parts, strict=True)], self.channel_axis
+        )
+
+
+def operation_of(layer: Any) -> Operation | None:
+    """The function (input, weight, bias) that `layer` computes, or None where it is not one that can be quantized."""
+    if type(layer) is nn.Linear:
+        return functional.linear
+    function = _CONVOLUTIONS.get(type(layer))
+    if function is None or layer.padding_mode != "zeros":
+        return None
+    settings: dict[str, Any] = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
+    return functools.partial(function, **settings)
+
+
+def part_widths(layer: Any, split: int | None) -> list[int]:
+    """The input channels of each part, of the weight's second axis. Raises ValueError where `split` does not fit."""
+    width = int(layer.weight.shape[1])
+    if split is None:
+        return [width]
+    if not 0 < split < width or getattr(layer, "groups", 1) != 1:
+        raise ValueError(f"A {type(layer).__name__} with {width} input channels cannot be split at {split}.")
+    return [split, width - split]

@@ -1,0 +1,107 @@
+"""Histograms of what a network's layers and attentions are given, streamed while it runs: one per step or group."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from iec.efficient.quantization.activations import count_groups
+from iec.efficient.quantization.attention import OPERANDS, OperandProcessor
+from iec.efficient.quantization.coverage import Coverage, LayerTarget
+from iec.efficient.quantization.histogram import Histogram
+from iec.efficient.quantization.network import set_processor
+from iec.efficient.quantization.quantizer import Grid
+from iec.efficient.quantization.ranges import search_histogram
+from iec.method.clock import current_clock
+
+
+class ActivationStatistics:
+    """The activations of every quantizer of `covered`, by its key and group of steps.
+
+    num_steps: of the runs; None before the first. histograms: by key, one per group, from when the key is first seen.
+    The memory does not depend on how many runs are recorded: 16 KiB per key and group.
+    """
+
+    def __init__(self, covered: Coverage) -> None:
+        self.covered = covered
+        self.num_steps: int | None = None
+        self.histograms: dict[str, list[Histogram]] = {}
+
+    def add(self, key: str, values: torch.Tensor) -> None:
+        """Count `values` for the current step; correction passes are left out.
+
+        Raises ValueError in a run of another length, or where a value is infinite or NaN.
+        """
+        clock = current_clock()
+        if self.num_steps not in (None, clock.num_steps):
+            raise ValueError(f"A run of {clock.num_steps} steps cannot be recorded with runs of {self.num_steps}.")
+        if clock.pass_index:
+            return
+        self.num_steps, step = clock.num_steps, clock.step
+        size = self.covered.config.steps_per_group
+        if key not in self.histograms:
+            self.histograms[key] = [Histogram() for _ in range(count_groups(clock.num_steps, size))]
+        try:
+            self.histograms[key][step // size].add(values)
+        except ValueError as error:
+            raise ValueError(f"At step {step}, the input of '{key}' became infinite or NaN.") from error
+
+    def grids(self) -> dict[str, Grid]:
+        """The grids of every key that was seen, delta and zero_point [groups].
+
+        Raises ValueError where nothing was recorded at all, or a layer ran at some steps and not at others.
+        """
+        if not self.histograms:
+            raise ValueError("There is no calibration data: record at least one run.")
+        bits = self.covered.bits_of_activations()
+        return {key: self._grid(key, row, bits[key]) for key, row in self.histograms.items()}
+
+    def _grid(self, key: str, row: list[Histogram], bits: int) -> Grid:
+        for group, histogram in enumerate(row):
+            if not histogram.total:
+                first = group * self.covered.config.steps_per_group
+                raise ValueError(f"'{key}' was not run at step {first}: calibrate the full model, without a cache.")
+        found = [search_histogram(histogram, bits) for histogram in row]
+        return Grid(torch.stack([g.delta for g in found]), torch.stack([g.zero_point for g in found]), bits)
+
+
+@contextmanager
+def recording(network: nn.Module, statistics: ActivationStatistics) -> Iterator[None]:
+    """While entered, everything that `network` computes in a run is counted; its own results stay what they are."""
+    covered = statistics.covered
+    with ExitStack() as stack:
+        for target in covered.layers:
+            hook = _hook(statistics, target)
+            stack.callback(network.get_submodule(target.name).register_forward_pre_hook(hook).remove)
+        for name in covered.attentions:
+            attention: Any = network.get_submodule(name)
+            stack.callback(set_processor, attention, attention.processor)
+            operands = {operand: _Recorder(statistics, f"{name}:{operand}") for operand in OPERANDS}
+            set_processor(attention, OperandProcessor(operands, attention.processor))
+        yield
+
+
+class _Recorder(nn.Module):
+    """Counts what passes through it."""
+
+    def __init__(self, statistics: ActivationStatistics, key: str) -> None:
+        super().__init__()
+        self.statistics, self.key = statistics, key
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.statistics.add(self.key, x)
+        return x
+
+
+def _hook(statistics: ActivationStatistics, target: LayerTarget) -> Any:
+    def hook(layer: Any, args: tuple[torch.Tensor, ...]) -> None:
+        if len(target.keys) == 1:
+            statistics.add(target.keys[0], args[0])
+            return
+        parts = torch.split(args[0], list(target.widths), 1 - layer.weight.dim())
+        for key, part in zip(target.keys, parts, strict=True):
+            statistics.add(key, part)
+
+    return hook

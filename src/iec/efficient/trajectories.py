@@ -1,0 +1,86 @@
+"""The full-precision trajectories of a pipeline, over which everything is calibrated."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from iec.method.noise import CALIBRATION_OFFSET, image_generator
+from iec.runtime import Participant, attach, detach
+
+_NAME = "calibration"
+
+
+class Trajectories:
+    """`samples` runs of `pipe`, the same whenever they are run: run i depends on (seed + 2000, i) alone.
+
+    inputs: further arguments of the pipeline's call; of a list, each run takes one entry in turn, as of prompts.
+    Raises ValueError or TypeError for bad settings, or for inputs that the pipeline does not take, or needs and did not
+    get.
+    """
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        num_steps: int,
+        samples: int = 64,
+        batch_size: int = 16,
+        seed: int = 0,
+        inputs: Mapping[str, Any] | None = None,
+    ) -> None:
+        for name, value in (("num_steps", num_steps), ("samples", samples), ("batch_size", batch_size)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an integer, but is {value!r}.")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, but is {value}.")
+        image_generator(CALIBRATION_OFFSET + seed, samples - 1)  # refuses a seed outside its range
+        self.num_steps, self.samples, self.batch_size, self.seed = num_steps, samples, batch_size, seed
+        self._calls = _Calls(pipe, num_steps, dict(inputs or {}))
+
+    def run(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Run them all, batch by batch, each run with a clock; `on_progress(done, total)` after every batch."""
+        pipe = self._calls.pipe
+        attach(pipe, _NAME, Participant())
+        try:
+            for start in range(0, self.samples, self.batch_size):
+                indices = range(start, min(start + self.batch_size, self.samples))
+                self._calls.sample([image_generator(CALIBRATION_OFFSET + self.seed, i) for i in indices], start)
+                on_progress(indices.stop, self.samples)
+        finally:
+            detach(pipe, _NAME)
+
+
+class _Calls:
+    """The calls of one pipeline."""
+
+    def __init__(self, pipe: DiffusionPipeline, num_steps: int, inputs: dict[str, Any]) -> None:
+        self.pipe, self.inputs = pipe, inputs
+        self.parameters = inspect.signature(type(pipe).__call__).parameters
+        self.given: dict[str, Any] = {"num_inference_steps": num_steps}
+        if "output_type" in self.parameters:
+            # Decoding latents would cost more than a step, and nothing of it is calibrated.
+            self.given["output_type"] = "latent" if getattr(pipe, "vae", None) is not None else "np"
+        for name in inputs:
+            if name not in self.parameters:
+                raise ValueError(f"{type(pipe).__name__} takes no '{name}'.")
+            if isinstance(inputs[name], list) and not inputs[name]:
+                raise ValueError(f"'{name}' is an empty list: there is no calibration data.")
+        for name, parameter in self.parameters.items():
+            required = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            if (required or name == "prompt") and name not in {*inputs, *self.given, "self", "generator"}:
+                raise ValueError(f"{type(pipe).__name__} needs '{name}', which was not given.")
+
+    def sample(self, generators: list[torch.Generator], start: int) -> None:
+        """One call, for the trajectories from `start` on, one per generator."""
+        count = len(generators)
+        arguments = {**self.given, "generator": generators}
+        for name, value in self.inputs.items():
+            per_trajectory = [value] if isinstance(value, str) else value
+            if isinstance(per_trajectory, list):
+                value = [per_trajectory[(start + i) % len(per_trajectory)] for i in range(count)]
+            arguments[name] = value
+        if "batch_size" in self.parameters:
+            arguments["batch_size"] = count
+        self.pipe(**arguments)
