@@ -17,9 +17,9 @@ from iec.evaluation.kernel import kernel_terms
 from iec.experiments.rows import generate_in_parallel
 from iec.experiments.settings import Setting
 from iec.models.features import load_feature_network, load_reference
-from iec.models.files import write_json
 from iec.models.loading import load_pipeline
 from iec.reports.grid import picture_grid, save_png
+from iec.storage.files import write_json
 from iec.training.data import load_images
 from iec.training.denoiser import held_out_loss
 

@@ -12,7 +12,7 @@ from tiny_models import ddim_pipe, draw, noise, recorded_inputs, tiny_net, tiny_
 import iec
 from iec.efficient import DeepCacheConfig, QuantizationConfig, QuantizationPlan, applied, apply, calibrate, remove
 from iec.efficient.quantization.layers import QuantizedLayer
-from iec.models.fingerprint import fingerprint
+from iec.storage.fingerprint import fingerprint
 
 STEPS = 4
 ATTENTION = {"add_attention": True, "down_block_types": ("DownBlock2D", "AttnDownBlock2D")}

@@ -6,10 +6,10 @@ from diffusers import DDIMPipeline, DDIMScheduler
 from tiny_models import ddim_pipe, tiny_unet
 
 import iec
-from iec.models.fingerprint import fingerprint
 from iec.models.loading import load_pipeline
 from iec.models.unconditional import UnconditionalPipeline
 from iec.runtime import SpacedDDIMScheduler
+from iec.storage.fingerprint import fingerprint
 
 
 @pytest.fixture

@@ -12,14 +12,15 @@ import iec
 # Which rooms each room may import (design.md); its own files are always allowed.
 BELOW = {
     "method": set(),
-    "runtime": {"method"},
-    "pipelines": {"runtime", "method"},
-    "efficient": {"runtime", "method", "models"},  # a plan knows the weights it was made for
-    "models": {"runtime", "method"},
+    "storage": set(),  # files and fingerprints, for every room above the method
+    "runtime": {"method", "storage"},
+    "pipelines": {"runtime", "method", "storage"},
+    "efficient": {"runtime", "method", "storage"},
+    "models": {"runtime", "method", "storage"},
 }
 FLOOR = {"evaluation", "training", "reports"}
 for room in FLOOR:
-    BELOW[room] = {"pipelines", "efficient", "models", "runtime", "method"}
+    BELOW[room] = {"pipelines", "efficient", "models", "runtime", "method", "storage"}
 BELOW["analysis"] = BELOW["evaluation"] | FLOOR
 BELOW["tuning"] = BELOW["analysis"] | {"analysis"}
 BELOW["experiments"] = BELOW["tuning"] | {"tuning"}

@@ -25,8 +25,8 @@ def demo(
     from iec.experiments.demo import Plan, run_demo
     from iec.experiments.demo_report import demo_dict, demo_sentences, demo_table, write_demo
     from iec.experiments.settings import Setting
-    from iec.models.files import require_writable
     from iec.reports.table import to_rich
+    from iec.storage.files import require_writable
 
     if images is not None and images < 10:
         raise ValueError(f"The demo needs at least 10 images per row for its intervals, but got {images}.")

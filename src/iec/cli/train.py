@@ -33,7 +33,7 @@ def train(
 
     Example: iec train cifar10_train.npz -o runs/embedded --iterations 20000 --held-out cifar10_test.npz
     """
-    from iec.models.files import require_writable
+    from iec.storage.files import require_writable
     from iec.training.data import load_images
     from iec.training.denoiser import (
         TrainingConfig,
@@ -100,7 +100,7 @@ def train_features(
     Example: iec train-features cifar10_train.npz --test cifar10_test.npz -o runs/features
     """
     from iec.models.features import load_feature_network, save_feature_network, save_reference
-    from iec.models.files import require_writable
+    from iec.storage.files import require_writable
     from iec.training.classifier import ClassifierConfig, accuracy, build_reference, train_classifier
     from iec.training.data import load_images
 

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from iec.models.files import write_folder_atomically, write_json
-from iec.models.fingerprint import fingerprint
+from iec.storage.files import write_folder_atomically, write_json
+from iec.storage.fingerprint import fingerprint
 
 SCHEMA = 1
 _SETTINGS, _TENSORS = "plan.json", "plan.safetensors"

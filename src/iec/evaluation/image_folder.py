@@ -16,7 +16,7 @@ from PIL import Image
 from iec.evaluation.cost import EvaluationCost
 from iec.evaluation.generate import Batch
 from iec.method.noise import IMAGES_PER_SEED
-from iec.models.files import UNFINISHED, require_writable, write_atomically, write_json
+from iec.storage.files import UNFINISHED, require_writable, write_atomically, write_json
 
 
 class ImageFolder:

@@ -14,8 +14,8 @@ from iec.evaluation.generate import Batch, generate
 from iec.evaluation.image_folder import ImageFolder
 from iec.method.config import IECConfig
 from iec.method.steps import select_steps
-from iec.models.fingerprint import fingerprint
 from iec.runtime import network_of
+from iec.storage.fingerprint import fingerprint
 
 
 def sample_to_folder(

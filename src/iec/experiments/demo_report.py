@@ -12,11 +12,11 @@ from iec.evaluation.bootstrap import Estimate
 from iec.experiments.demo import DemoResult
 from iec.experiments.rows import Judged, Verdict
 from iec.experiments.settings import Setting
-from iec.models.files import write_json
 from iec.reports.grid import picture_grid, png_bytes, save_png
 from iec.reports.html import PictureSection, PlotSection, Report, TableSection, TextSection, write_html
 from iec.reports.plot import Point, quality_cost_plot
 from iec.reports.table import Column, Row, RowStyle, Table
+from iec.storage.files import write_json
 
 _COLUMNS = (
     Column("setting", align="left"),

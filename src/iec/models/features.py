@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from iec.models.files import write_atomically
+from iec.storage.files import write_atomically
 
 #: The length of a feature vector.
 DIMENSION = 128

@@ -10,7 +10,7 @@ import matplotlib
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from iec.models.files import write_atomically
+from iec.storage.files import write_atomically
 
 _INK = (32, 32, 32)
 

@@ -10,8 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from xml.etree import ElementTree
 
-from iec.models.files import write_atomically
 from iec.reports.table import Column, Row, Table, groups
+from iec.storage.files import write_atomically
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _READABLE = 560  # pixels below which a picture with labels scrolls rather than shrinks further

@@ -19,7 +19,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from iec.models.files import write_atomically, write_folder_atomically, write_json
+from iec.storage.files import write_atomically, write_folder_atomically, write_json
 from iec.training.data import ImageSet
 
 #: The embedded model's architecture: 4.3 M parameters, attention at 8x8.

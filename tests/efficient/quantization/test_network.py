@@ -19,7 +19,7 @@ from iec.efficient.quantization.network import quantize_network, restore_network
 from iec.efficient.quantization.quantizer import Grid
 from iec.efficient.quantization.statistics import ActivationStatistics, recording
 from iec.method.clock import Clock
-from iec.models.fingerprint import fingerprint
+from iec.storage.fingerprint import fingerprint
 
 from .networks import NETWORKS, evaluate, unet
 

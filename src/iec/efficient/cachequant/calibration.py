@@ -25,7 +25,7 @@ from iec.efficient.quantization.plan import QuantizationPlan
 from iec.efficient.quantization.statistics import ActivationStatistics, recording
 from iec.efficient.trajectories import Trajectories
 from iec.method.clock import current_clock
-from iec.models.fingerprint import fingerprint
+from iec.storage.fingerprint import fingerprint
 
 Progress = Callable[[int, int], None]
 

@@ -13,7 +13,7 @@ from iec.efficient.quantization.coverage import coverage
 from iec.efficient.quantization.network import quantize_network, quantized_class, search_weights
 from iec.efficient.quantization.quantizer import Grid
 from iec.efficient.quantization.statistics import ActivationStatistics
-from iec.models.fingerprint import fingerprint
+from iec.storage.fingerprint import fingerprint
 
 KIND = "quantization"
 

@@ -1,6 +1,6 @@
 import pytest
 
-from iec.models.files import write_atomically, write_folder_atomically
+from iec.storage.files import write_atomically, write_folder_atomically
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
