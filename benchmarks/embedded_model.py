@@ -50,7 +50,8 @@ def main() -> None:
     batches = generate_in_parallel(pipe, arguments.images, Setting(arguments.steps), 0, 32, lambda images: None)
     seconds = time.perf_counter() - began
     samples = torch.cat([batch.images for batch in batches])
-    real = load_images(arguments.train).images[: arguments.images]
+    train = load_images(arguments.train).images  # may be sorted by class
+    real = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: arguments.images]]
     exact = load_pipeline().unet
     report = {
         "images": arguments.images,

@@ -133,10 +133,10 @@ def train(
 def held_out_loss(
     model: UNet2DModel, data: ImageSet, levels: int = 10, images: int = 1000, seed: int = 0
 ) -> Iterator[tuple[tuple[int, int], float]]:
-    """Mean squared error of the noise prediction on `images` held-out images, per tenth of the timesteps."""
+    """Mean squared error of the noise prediction per tenth of the timesteps, on `images` randomly chosen held-out ones."""
     alphas_cumprod = noise_schedule().alphas_cumprod
     generator = torch.Generator().manual_seed(seed)
-    chosen = _normalize(data.images[:images])
+    chosen = _normalize(data.images[torch.randperm(len(data), generator=generator)[:images]])
     model = model.eval()
     edges = torch.linspace(0, 1000, levels + 1).long().tolist()
     for low, high in pairwise(edges):
