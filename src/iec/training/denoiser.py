@@ -133,7 +133,7 @@ def train(
 def held_out_loss(
     model: UNet2DModel, data: ImageSet, levels: int = 10, images: int = 1000, seed: int = 0
 ) -> Iterator[tuple[tuple[int, int], float]]:
-    """Mean squared error of the noise prediction per tenth of the timesteps, on `images` randomly chosen held-out ones."""
+    """Mean squared error of the predicted noise per tenth of the timesteps, on `images` random held-out images."""
     alphas_cumprod = noise_schedule().alphas_cumprod
     generator = torch.Generator().manual_seed(seed)
     chosen = _normalize(data.images[torch.randperm(len(data), generator=generator)[:images]])
