@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from iec.method.noise import CALIBRATION_OFFSET, image_generator
-from iec.runtime import Participant, attach, detach
+from iec.runtime import Participant, attach, call_parameters, detach
 
 _NAME = "calibration"
 
@@ -57,20 +57,14 @@ class _Calls:
 
     def __init__(self, pipe: DiffusionPipeline, num_steps: int, inputs: dict[str, Any]) -> None:
         self.pipe, self.inputs = pipe, inputs
-        self.parameters = inspect.signature(type(pipe).__call__).parameters
         self.given: dict[str, Any] = {"num_inference_steps": num_steps}
-        if "output_type" in self.parameters:
+        if "output_type" in inspect.signature(type(pipe).__call__).parameters:
             # Decoding latents would cost more than a step, and nothing of it is calibrated.
             self.given["output_type"] = "latent" if getattr(pipe, "vae", None) is not None else "np"
-        for name in inputs:
-            if name not in self.parameters:
-                raise ValueError(f"{type(pipe).__name__} takes no '{name}'.")
-            if isinstance(inputs[name], list) and not inputs[name]:
+        self.parameters = call_parameters(pipe, inputs, {*self.given, "generator"})
+        for name, value in inputs.items():
+            if isinstance(value, list) and not value:
                 raise ValueError(f"'{name}' is an empty list: there is no calibration data.")
-        for name, parameter in self.parameters.items():
-            required = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-            if (required or name == "prompt") and name not in {*inputs, *self.given, "self", "generator"}:
-                raise ValueError(f"{type(pipe).__name__} needs '{name}', which was not given.")
 
     def sample(self, generators: list[torch.Generator], start: int) -> None:
         """One call, for the trajectories from `start` on, one per generator."""

@@ -1,6 +1,5 @@
 """Sampling many images, reproducibly: image i depends on (seed, i) alone, and is always in batch i // batch_size."""
 
-import inspect
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from iec.method.config import IECConfig
 from iec.method.noise import IMAGES_PER_SEED, MAX_SEED, image_generator
 from iec.method.summary import Summary
 from iec.pipelines import enabled, summary
+from iec.runtime import call_parameters
 
 
 @dataclass(frozen=True)
@@ -93,21 +93,12 @@ def _batches(
 
 
 # What `_batches` gives to every call.
-_GIVEN = ("self", "generator", "num_inference_steps", "output_type")
+_GIVEN = ("generator", "num_inference_steps", "output_type")
 
 
 def _call_arguments(pipe: DiffusionPipeline, batch_size: int, inputs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of every call; refuses, by name, a pipeline that needs an input that was not given."""
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    unknown = sorted(set(inputs) - set(parameters))
-    if unknown:
-        raise ValueError(f"{type(pipe).__name__} takes no '{unknown[0]}'.")
-    needed = [name for name, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    if "prompt" in parameters:
-        needed.append("prompt")
-    missing = [name for name in needed if name not in inputs and name not in _GIVEN]
-    if missing:
-        raise ValueError(f"{type(pipe).__name__} needs '{missing[0]}', which was not given.")
+    parameters = call_parameters(pipe, inputs, _GIVEN)
     if "prompt" in inputs:
         inputs["prompt"] = [inputs["prompt"]] * batch_size
     elif "batch_size" in parameters:

@@ -1,5 +1,6 @@
 """One run of a diffusers pipeline: the session around its call, and the paper's schedules as a scheduler."""
 
+from iec.runtime.inputs import call_parameters
 from iec.runtime.network import network_of
 from iec.runtime.schedulers import SpacedDDIMScheduler
 from iec.runtime.session import Part, Participant, Run, attach, detach, participant, require_pipeline, timestep_of
@@ -10,6 +11,7 @@ __all__ = [
     "Run",
     "SpacedDDIMScheduler",
     "attach",
+    "call_parameters",
     "detach",
     "network_of",
     "participant",
