@@ -21,10 +21,10 @@ from iec.efficient import (
     remove,
 )
 from iec.efficient.cachequant.dec import QuantizationCorrection
-from iec.efficient.cachequant.dps import FeatureDistances, dps_schedule
-from iec.efficient.cachequant.features import features_of
 from iec.efficient.cachequant.reentry import reentry_layers
 from iec.efficient.caching.deepcache import branch_of
+from iec.efficient.caching.dps import FeatureDistances, dps_schedule
+from iec.efficient.caching.features import features_of
 from iec.efficient.quantization.coverage import coverage
 from iec.efficient.quantization.network import quantized_copy
 from iec.method.clock import Clock, current_clock

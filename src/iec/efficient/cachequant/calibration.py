@@ -13,12 +13,12 @@ import torch
 
 from iec.efficient.cachequant.config import CacheQuantConfig
 from iec.efficient.cachequant.dec import CacheCorrection, QuantizationCorrection
-from iec.efficient.cachequant.dps import FeatureDistances, dps_schedule, require_interval
-from iec.efficient.cachequant.features import features_of
 from iec.efficient.cachequant.plan import CacheQuantPlan
 from iec.efficient.cachequant.reentry import reentry_layers
 from iec.efficient.caching.config import DeepCacheConfig
 from iec.efficient.caching.deepcache import branch_of, require_cacheable
+from iec.efficient.caching.dps import FeatureDistances, dps_schedule, require_interval
+from iec.efficient.caching.features import features_of
 from iec.efficient.quantization.coverage import coverage
 from iec.efficient.quantization.network import quantized_copy
 from iec.efficient.quantization.plan import QuantizationPlan

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny_models import LiveTensors, noise
 
-from iec.efficient.cachequant.dps import FeatureDistances, dps_schedule, schedule_cost
+from iec.efficient.caching.dps import FeatureDistances, dps_schedule, schedule_cost
 
 
 def distances_of(features, interval):
