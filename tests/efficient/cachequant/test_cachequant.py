@@ -187,7 +187,7 @@ def test_which_schedule_is_searched(schedule, interval, searches):
     assert CacheQuantConfig(interval, schedule=schedule).searches == searches
 
 
-@pytest.mark.parametrize(("config", "stages"), [(CACHE, 1), (QUANTIZED, 2), (replace(QUANTIZED, schedule="dps"), 3)])
+@pytest.mark.parametrize(("config", "stages"), [(CACHE, 1), (QUANTIZED, 3), (replace(QUANTIZED, schedule="dps"), 4)])
 def test_progress_counts_the_trajectories_of_every_stage(config, stages):
     told = []
     calibrate(pipe_of(), config, STEPS, **SETTINGS, on_progress=lambda done, total: told.append((done, total)))

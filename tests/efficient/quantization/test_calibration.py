@@ -186,7 +186,7 @@ def test_a_value_that_is_not_finite_is_named():
 def test_runs_of_different_lengths_are_not_mixed():
     network = tiny_unet()
     statistics = ActivationStatistics(coverage(network, W8))
-    with recording(network, statistics), torch.no_grad():
+    with recording(network, statistics.covered, statistics.add), torch.no_grad():
         with Clock(2):
             network(torch.zeros(1, 3, 8, 8), 5)
         with Clock(3), pytest.raises(ValueError, match="A run of 3 steps cannot be recorded with runs of 2"):
@@ -198,7 +198,7 @@ def test_a_step_that_was_not_run_is_named():
     statistics = ActivationStatistics(coverage(network, W8))
     with pytest.raises(ValueError, match="no calibration data"):
         statistics.grids()
-    with recording(network, statistics), Clock(2), torch.no_grad():
+    with recording(network, statistics.covered, statistics.add), Clock(2), torch.no_grad():
         network(torch.zeros(1, 3, 8, 8), 5)
     with pytest.raises(ValueError, match="was not run at step 1: calibrate the full model"):
         statistics.grids()

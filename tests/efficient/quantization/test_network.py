@@ -36,7 +36,7 @@ def at(step, network, seed=0, num_steps=STEPS):
 def calibrated(network, config=W8, num_steps=STEPS):
     """The activation grids of a few evaluations at every step."""
     statistics = ActivationStatistics(coverage(network, config))
-    with recording(network, statistics):
+    with recording(network, statistics.covered, statistics.add):
         for step in range(num_steps):
             for seed in range(3):
                 at(step, network, seed, num_steps)

@@ -1,11 +1,10 @@
-"""CacheQuant's calibration: the full steps, then DEC of the cache beside the activations, then DEC of the quantization.
+"""CacheQuant's calibration: the full steps, DEC of the cache, the activations of cached runs, DEC of the quantization.
 
 Each stage streams over the same full-precision trajectories again, so that no feature has to be kept for the next.
 """
 
 import math
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from iec.efficient.cachequant.config import CacheQuantConfig
 from iec.efficient.cachequant.dec import CacheCorrection, QuantizationCorrection
 from iec.efficient.cachequant.plan import CacheQuantPlan
+from iec.efficient.cachequant.recording import recording_cached
 from iec.efficient.cachequant.reentry import reentry_layers
 from iec.efficient.caching.config import DeepCacheConfig
 from iec.efficient.caching.deepcache import branch_of, require_cacheable
@@ -22,7 +22,7 @@ from iec.efficient.caching.features import features_of
 from iec.efficient.quantization.coverage import coverage
 from iec.efficient.quantization.network import quantized_copy
 from iec.efficient.quantization.plan import QuantizationPlan
-from iec.efficient.quantization.statistics import ActivationStatistics, recording
+from iec.efficient.quantization.statistics import ActivationStatistics
 from iec.efficient.trajectories import Trajectories
 from iec.method.clock import current_clock
 from iec.storage.fingerprint import fingerprint
@@ -44,7 +44,7 @@ def calibrate_cachequant(
     DeepCacheConfig(config.interval).full_steps(trajectories.num_steps)
     quantized = config.quantization is not None
     statistics = None if config.quantization is None else ActivationStatistics(coverage(unet, config.quantization))
-    stages = _Stages(trajectories, config.searches + 1 + quantized, on_progress)
+    stages = _Stages(trajectories, config.searches + 1 + 2 * quantized, on_progress)
 
     full_steps: tuple[int, ...] | None = None
     if config.searches:
@@ -55,10 +55,7 @@ def calibrate_cachequant(
         groups = math.ceil(trajectories.num_steps / config.interval)
         full_steps = dps_schedule(distances.table, config.interval, groups)
     cache = _Cache(config.interval, full_steps)
-    with ExitStack() as stack:
-        stack.enter_context(features_of(unet, config.branch, cache.add))
-        if statistics is not None:
-            stack.enter_context(recording(unet, statistics))
+    with features_of(unet, config.branch, cache.add):
         stages.run()
     correction = cache.correction
     steps = tuple(sorted(correction.full_steps))
@@ -66,6 +63,8 @@ def calibrate_cachequant(
     plan = CacheQuantPlan(config, correction.num_steps, model, steps, correction.solve(), None, {})
     if statistics is None:
         return plan
+    with recording_cached(unet, statistics, plan):
+        stages.run()
     quantization = QuantizationPlan.of(unet, statistics)
     layers = _Layers(unet, plan, quantization)
     with features_of(unet, config.branch, layers.add):

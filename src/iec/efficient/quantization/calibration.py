@@ -25,6 +25,6 @@ def record_trajectories(
     Raises ValueError or TypeError for a network that cannot be calibrated, before anything is sampled.
     """
     statistics = ActivationStatistics(coverage(network, config))
-    with recording(network, statistics):
+    with recording(network, statistics.covered, statistics.add):
         trajectories.run(on_progress)
     return statistics

@@ -1,6 +1,6 @@
 """Histograms of what a network's layers and attentions are given, streamed while it runs: one per step or group."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -68,40 +68,42 @@ class ActivationStatistics:
 
 
 @contextmanager
-def recording(network: nn.Module, statistics: ActivationStatistics) -> Iterator[None]:
-    """While entered, everything that `network` computes in a run is counted; its own results stay what they are."""
-    covered = statistics.covered
+def recording(network: nn.Module, covered: Coverage, add: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+    """While entered, all that the covered quantizers of `network` would be given goes to `add(key, values)`.
+
+    The network's own results stay what they are.
+    """
     with ExitStack() as stack:
         for target in covered.layers:
-            hook = _hook(statistics, target)
+            hook = _hook(add, target)
             stack.callback(network.get_submodule(target.name).register_forward_pre_hook(hook).remove)
         for name in covered.attentions:
             attention: Any = network.get_submodule(name)
             stack.callback(set_processor, attention, attention.processor)
-            operands = {operand: _Recorder(statistics, f"{name}:{operand}") for operand in OPERANDS}
+            operands = {operand: _Recorder(add, f"{name}:{operand}") for operand in OPERANDS}
             set_processor(attention, OperandProcessor(operands, attention.processor))
         yield
 
 
 class _Recorder(nn.Module):
-    """Counts what passes through it."""
+    """Hands on what passes through it."""
 
-    def __init__(self, statistics: ActivationStatistics, key: str) -> None:
+    def __init__(self, add: Callable[[str, torch.Tensor], None], key: str) -> None:
         super().__init__()
-        self.statistics, self.key = statistics, key
+        self.add, self.key = add, key
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.statistics.add(self.key, x)
+        self.add(self.key, x)
         return x
 
 
-def _hook(statistics: ActivationStatistics, target: LayerTarget) -> Any:
+def _hook(add: Callable[[str, torch.Tensor], None], target: LayerTarget) -> Any:
     def hook(layer: Any, args: tuple[torch.Tensor, ...]) -> None:
         if len(target.keys) == 1:
-            statistics.add(target.keys[0], args[0])
+            add(target.keys[0], args[0])
             return
         parts = torch.split(args[0], list(target.widths), 1 - layer.weight.dim())
         for key, part in zip(target.keys, parts, strict=True):
-            statistics.add(key, part)
+            add(key, part)
 
     return hook
