@@ -1,4 +1,4 @@
-"""UNets of every kind of block that DeepCache walks, and runs of them at chosen steps."""
+"""UNets of every kind of block that DeepCache cuts, and runs of them at chosen steps."""
 
 import torch
 from diffusers import UNet2DModel

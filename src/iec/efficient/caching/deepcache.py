@@ -1,22 +1,22 @@
-"""DeepCache (Ma et al., 2024) on diffusers' `UNet2DModel`.
+"""DeepCache (Ma et al., 2024) on diffusers' `UNet2DModel` and `UNet2DConditionModel`.
 
 A full step stores the decoder's main feature where branch s re-enters; a cached step runs encoder entries 0..s and
-the last s+1 decoder layers on the stored feature, and skips everything between. The feature lives in the run's clock,
+the last s+1 decoder ResNets on the stored feature, and skips everything between. The feature lives in the run's clock,
 so the model itself holds nothing but its settings.
 """
 
 import copy
 import functools
-from collections.abc import Callable
-from itertools import islice
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import nn
 
+from iec.efficient.caching.blocks import count_entries, decoder_at, encoder_until, require_supported
 from iec.efficient.caching.config import CacheSettings
-from iec.efficient.caching.layers import count_entries, decoder_layers, encoder_layers, require_supported
 from iec.method.clock import current_clock
 
 #: What becomes of a stored feature before it is used: (feature, step) -> feature.
@@ -25,8 +25,10 @@ Correct = Callable[[torch.Tensor, int], torch.Tensor]
 
 def require_cacheable(module: Any, config: CacheSettings) -> None:
     """Raise TypeError or ValueError, in one sentence, unless `module` can be cached with `config`."""
-    if not isinstance(module, UNet2DModel):
-        raise TypeError(f"DeepCache needs a UNet2DModel, but the denoiser is a {type(module).__name__}.")
+    if not isinstance(module, (UNet2DModel, UNet2DConditionModel)):
+        raise TypeError(
+            f"DeepCache needs a UNet2DModel or UNet2DConditionModel, but the denoiser is a {type(module).__name__}."
+        )
     require_supported(module)
     entries, branch = count_entries(module), branch_of(module, config)
     if branch >= entries:
@@ -34,12 +36,19 @@ def require_cacheable(module: Any, config: CacheSettings) -> None:
 
 
 def branch_of(module: Any, config: CacheSettings) -> int:
-    """The branch of `config`, by default the entry of the first downsampler."""
-    return int(module.config.layers_per_block) + 1 if config.branch is None else config.branch
+    """The branch of `config`; by default 1 for a conditional UNet, else the entry of the first downsampler."""
+    if config.branch is not None:
+        return config.branch
+    return 1 if isinstance(module, UNet2DConditionModel) else int(module.config.layers_per_block) + 1
 
 
 def cached_class(base: type[Any], config: CacheSettings, correct: Correct | None = None) -> type[Any]:
-    """A subclass of `base`, of the same name, whose evaluations follow the cache; cached steps use `correct`."""
+    """A subclass of `base`, of the same name, whose evaluations follow the cache; cached steps use `correct`.
+
+    A ControlNet's residuals are added in full, of a cached step to the entries that it computes. An evaluation raises
+    ValueError for a T2I-Adapter's residuals, and RuntimeError outside a run or a second time in one pass of a step.
+    """
+    signature = inspect.signature(base.forward)
 
     @functools.wraps(base.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -49,12 +58,20 @@ def cached_class(base: type[Any], config: CacheSettings, correct: Correct | None
                 "This cached model was evaluated twice in one step, and it keeps one feature: "
                 "evaluate the guidance's two halves in one batch, or remove the cache."
             )
+        _require_no_adapter(signature.bind(self, *args, **kwargs).arguments)
         clock.evaluated.add(self)
-        full_steps = config.full_steps(clock.num_steps)
-        full = clock.cache_policy == "full" or clock.step in full_steps
-        used = correct or _unchanged
-        walked = _walked(self, branch_of(self, config), full, clock.storage, lambda x: used(x, clock.step))
-        output = base.forward(walked, *args, **kwargs)
+        full = clock.step in config.full_steps(clock.num_steps) or clock.cache_policy == "full"
+        if not full and self not in clock.storage:
+            raise RuntimeError("A cached step came before any full one: begin the run with step 0.")
+
+        def take(hidden: torch.Tensor) -> torch.Tensor:
+            if full:
+                clock.storage[self] = hidden
+                return hidden
+            stored: torch.Tensor = clock.storage[self]
+            return stored if correct is None else correct(stored, clock.step)
+
+        output = base.forward(_cut(self, branch_of(self, config), full, take), *args, **kwargs)
         clock.record(full)
         return output
 
@@ -62,82 +79,35 @@ def cached_class(base: type[Any], config: CacheSettings, correct: Correct | None
     return type(base.__name__, (base,), {**names, "forward": forward})
 
 
-def _unchanged(feature: torch.Tensor, step: int) -> torch.Tensor:
-    return feature
+def _require_no_adapter(arguments: Mapping[str, Any]) -> None:
+    given = {name for name, value in arguments.items() if value is not None}
+    # diffusers takes a ControlNet's residuals for an adapter's where none of the middle block comes with them.
+    legacy = "down_block_additional_residuals" in given and "mid_block_additional_residual" not in given
+    if legacy or "down_intrablock_additional_residuals" in given:
+        raise ValueError(
+            "DeepCache does not take the residuals of a T2I-Adapter, which belong to whole blocks: "
+            "remove the cache, or sample without the adapter."
+        )
 
 
-def _walked(
-    unet: Any,
-    branch: int,
-    full: bool,
-    features: dict[Any, torch.Tensor],
-    correct: Callable[[torch.Tensor], torch.Tensor],
-) -> Any:
-    """`unet` with its blocks replaced by the walk of one evaluation; all its other layers stay as they are."""
+def _cut(unet: Any, branch: int, full: bool, take: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """`unet` with the blocks of one evaluation; all its other layers stay as they are."""
     view = copy.copy(unet)
-    encoder = _Encoder(unet, None if full else branch)
-    decoder = _Decoder(unet, branch, full, features, correct)
-    blocks = {"down_blocks": nn.ModuleList([encoder]), "mid_block": None, "up_blocks": nn.ModuleList([decoder])}
-    view._modules = {**unet._modules, **blocks}
+    view._modules = dict(unet._modules)
+    before, after = decoder_at(unet, branch, take)
+    if full:
+        view.up_blocks = nn.ModuleList([*before, *after])
+    else:
+        view.down_blocks, view.mid_block = nn.ModuleList(encoder_until(unet, branch)), _Skipped()
+        view.up_blocks = nn.ModuleList(after)
     return view
 
 
-class _Block(nn.Module):
-    """Stands for a row of blocks in one evaluation, without owning any of their layers."""
+class _Skipped(nn.Module):
+    """The middle block of a cached step: the stored feature replaces what comes of it.
 
-    unet: Any
+    A scalar, so that a ControlNet's residual of the middle block can be added to it whatever its shape.
+    """
 
-    def __init__(self, unet: Any) -> None:
-        super().__init__()
-        self.__dict__["unet"] = unet  # past nn.Module, which would register it as a child
-
-
-class _Encoder(_Block):
-    """Entries 1, 2, ... up to `last` (None: all of them)."""
-
-    def __init__(self, unet: Any, last: int | None) -> None:
-        super().__init__(unet)
-        self.last = last
-
-    def forward(self, hidden_states: torch.Tensor, temb: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        hidden, entries = hidden_states, []
-        for layer in islice(encoder_layers(self.unet), self.last):
-            hidden = layer(hidden, temb)
-            entries.append(hidden)
-        return hidden, tuple(entries)
-
-
-class _Decoder(_Block):
-    """The middle block and the decoder layers: all of them where `full`, else those from the stored feature on."""
-
-    def __init__(
-        self,
-        unet: Any,
-        branch: int,
-        full: bool,
-        features: dict[Any, torch.Tensor],
-        correct: Callable[[torch.Tensor], torch.Tensor],
-    ) -> None:
-        super().__init__(unet)
-        self.branch, self.full, self.features, self.correct = branch, full, features, correct
-        # diffusers hands over as many encoder entries as the block has ResNets.
-        self.resnets = [None] * (count_entries(unet) if full else branch + 1)
-
-    def forward(
-        self, hidden_states: torch.Tensor, entries: tuple[torch.Tensor, ...], temb: torch.Tensor
-    ) -> torch.Tensor:
-        layers = list(decoder_layers(self.unet))
-        entry_layer = len(layers) - 1 - self.branch
-        if not self.full:
-            if self.unet not in self.features:
-                raise RuntimeError("A cached step came before any full one: begin the run with step 0.")
-            hidden, first = self.correct(self.features[self.unet]), entry_layer
-        elif self.unet.mid_block is None:
-            hidden, first = hidden_states, 0
-        else:
-            hidden, first = self.unet.mid_block(hidden_states, temb), 0
-        for j, (layer, skip) in enumerate(zip(layers[first:], reversed(entries), strict=True), first):
-            if self.full and j == entry_layer:
-                self.features[self.unet] = hidden
-            hidden = layer(hidden, skip, temb)
-        return hidden
+    def forward(self, hidden_states: torch.Tensor, *args: Any) -> torch.Tensor:
+        return hidden_states.new_zeros(())
