@@ -7,12 +7,12 @@ from PIL import Image
 from tiny_models import tiny_unet
 
 import iec
-from iec.efficient import applied
+from iec.efficient import DeepCacheConfig, applied
 from iec.evaluation.bootstrap import Estimate
-from iec.evaluation.cost import EvaluationCost
 from iec.experiments import demo
 from iec.experiments.demo import run_demo
 from iec.experiments.demo_report import demo_sentences, demo_table, verdict_table, write_demo
+from iec.experiments.plans import Plans
 from iec.experiments.rows import Verdict, sample_setting
 from iec.experiments.settings import Setting
 from iec.models.unconditional import UnconditionalPipeline
@@ -45,7 +45,7 @@ def test_the_rows_are_what_their_settings_say(result):
 
 
 def test_a_row_is_the_same_as_sampling_it_alone(result):
-    setting = Setting(20, 1, iec.IECConfig())
+    setting = Setting(20, None, iec.IECConfig())
     pipe = tiny_pipeline()
     x_t = iec.initial_noise([iec.image_generator(0, i) for i in range(32)], (3, 32, 32))
     x = iec.sample(pipe.unet, x_t, num_steps=20, config=setting.correction)
@@ -54,12 +54,13 @@ def test_a_row_is_the_same_as_sampling_it_alone(result):
 
 
 def test_the_number_of_workers_does_not_change_a_byte():
-    pipe, setting, threads = tiny_pipeline(), Setting(4, 2, iec.IECConfig(), branch=0), torch.get_num_threads()
+    setting = Setting(4, DeepCacheConfig(2, branch=0), iec.IECConfig())
+    pipe, threads = tiny_pipeline(), torch.get_num_threads()
     images = []
     try:
         for workers in (1, 3):
             torch.set_num_threads(workers)
-            images.append(sample_setting(pipe, setting, 10, 0, 2, EvaluationCost(2, 1)).images)
+            images.append(sample_setting(pipe, setting, 10, 0, 2, Plans()).images)
             assert torch.get_num_threads() == workers
     finally:
         torch.set_num_threads(threads)
@@ -74,7 +75,7 @@ def test_a_failing_worker_is_heard_and_the_cache_is_gone(monkeypatch):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        sample_setting(pipe, Setting(4, 2), 10, 0, 2, EvaluationCost(2, 1), fail)
+        sample_setting(pipe, Setting(4, DeepCacheConfig(2)), 10, 0, 2, Plans(), fail)
     assert applied(pipe) is None
 
 
@@ -84,7 +85,7 @@ def test_full_precision_is_the_reference_of_fidelity(result):
 
 
 def test_a_win_needs_an_interval_below_zero():
-    rival = Setting(20, 4)
+    rival = Setting(20, DeepCacheConfig(4))
     assert Verdict(rival, Estimate(-1.0, -2.0, -0.1)).outcome == "wins"
     assert Verdict(rival, Estimate(1.0, 0.1, 2.0)).outcome == "loses"
     assert Verdict(rival, Estimate(-1.0, -2.0, 0.1)).outcome == "not separable"

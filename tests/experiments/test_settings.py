@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import iec
+from iec.efficient import DeepCacheConfig
 from iec.evaluation.cost import EvaluationCost
 from iec.experiments.demo import DemoConfig, make_plan
 from iec.experiments.settings import Setting, rivals
@@ -14,14 +15,15 @@ UNIT = EvaluationCost(1000, 416)
     ("setting", "expected"),
     [
         (Setting(20), (20, 0)),
-        (Setting(20, 5), (4, 16)),
-        (Setting(20, 10), (2, 18)),
-        (Setting(20, 1, iec.IECConfig()), (40, 0)),
-        (Setting(20, 1, iec.IECConfig(steps="edges:1/10")), (24, 0)),
-        (Setting(20, 5, iec.IECConfig()), (8, 16)),
-        (Setting(20, 5, iec.IECConfig(steps="edges:1/10")), (5, 16)),  # only step 0 is both full and at an edge
-        (Setting(20, 5, iec.IECConfig.released()), (12, 16)),
-        (Setting(20, 5, iec.IECConfig(cached_steps=True)), (24, 16)),
+        (Setting(20, DeepCacheConfig(5)), (4, 16)),
+        (Setting(20, DeepCacheConfig(10)), (2, 18)),
+        (Setting(20, None, iec.IECConfig()), (40, 0)),
+        (Setting(20, None, iec.IECConfig(steps="edges:1/10")), (24, 0)),
+        (Setting(20, DeepCacheConfig(5), iec.IECConfig()), (8, 16)),
+        # Of the edges, only step 0 is full.
+        (Setting(20, DeepCacheConfig(5), iec.IECConfig(steps="edges:1/10")), (5, 16)),
+        (Setting(20, DeepCacheConfig(5), iec.IECConfig.released()), (12, 16)),
+        (Setting(20, DeepCacheConfig(5), iec.IECConfig(cached_steps=True)), (24, 16)),
     ],
 )
 def test_planned_evaluations(setting, expected):
@@ -30,24 +32,24 @@ def test_planned_evaluations(setting, expected):
 
 def test_rivals_of_a_corrected_cache_are_the_neighbouring_intervals_and_ddim():
     # 5F + 16C = 11.66: N=4 costs 5 + 15 c = 11.24, N=3 costs 7 + 13 c = 12.41.
-    found = rivals(Setting(20, 5, iec.IECConfig(steps="edges:1/10")), UNIT)
-    assert found == [Setting(20, 4), Setting(20, 3), Setting(12)]
+    found = rivals(Setting(20, DeepCacheConfig(5), iec.IECConfig(steps="edges:1/10")), UNIT)
+    assert found == [Setting(20, DeepCacheConfig(4)), Setting(20, DeepCacheConfig(3)), Setting(12)]
 
 
 def test_rivals_of_corrected_full_precision_are_full_precision_and_more_steps():
-    assert rivals(Setting(20, 1, iec.IECConfig()), UNIT) == [Setting(20), Setting(40)]
+    assert rivals(Setting(20, None, iec.IECConfig()), UNIT) == [Setting(20), Setting(40)]
 
 
 @given(
-    interval=st.integers(1, 20),
+    interval=st.integers(2, 20),
     steps=st.sampled_from(["all", "first", "edges:1/10", "edges:1/4"]),
     cached=st.integers(50, 950),
 )
 def test_no_plain_interval_lies_closer_than_the_rivals(interval, steps, cached):
     unit = EvaluationCost(1000, cached)
-    setting = Setting(20, interval, iec.IECConfig(steps=steps))
+    setting = Setting(20, DeepCacheConfig(interval), iec.IECConfig(steps=steps))
     target = setting.cost(unit)
-    costs = [Setting(20, n).cost(unit) for n in range(1, 21)]
+    costs = [Setting(20, DeepCacheConfig(n)).cost(unit) for n in range(1, 21)]
     found = [rival.cost(unit) for rival in rivals(setting, unit)]
     below, above = [c for c in costs if c <= target], [c for c in costs if c > target]
     assert not below or max(below) in found
@@ -58,13 +60,13 @@ def test_no_plain_interval_lies_closer_than_the_rivals(interval, steps, cached):
 
 def test_the_plan_runs_every_setting_once_and_fits_the_images_to_the_evaluations():
     config = DemoConfig.load()
-    plan = make_plan(config, UNIT)
+    plan = make_plan(config, config.techniques, UNIT)
     assert len(set(plan.settings)) == len(plan.settings)
     assert plan.settings[0] == Setting(20)
     assert len(plan.rivals) == 6
     assert {rival for group in plan.rivals.values() for rival in group} <= set(plan.settings)
     assert plan.num_images >= 256
-    cheap = make_plan(config, EvaluationCost(1000, 10))
+    cheap = make_plan(config, config.techniques, EvaluationCost(1000, 10))
     assert cheap.num_images >= plan.num_images
-    assert make_plan(config, UNIT, num_images=12).num_images == 12
+    assert make_plan(config, config.techniques, UNIT, num_images=12).num_images == 12
     assert plan.evaluations == pytest.approx(plan.num_images * sum(s.cost(UNIT) for s in plan.settings))

@@ -34,8 +34,8 @@ def sample(
 
     Example: iec sample -n 64 --steps 50 --cache deepcache:5 --correct relaxation=0.5,steps=edges:1/10 -o out/
     """
-    from iec.cli.options import parse_cache, parse_correction
     from iec.evaluation.sampling import sample_to_folder
+    from iec.experiments.language import parse_cache, parse_correction
     from iec.models.loading import load_pipeline
 
     caching, correction = parse_cache(cache), parse_correction(correct)

@@ -27,20 +27,28 @@ class EvaluationCost:
         return full + self.cached_fraction * cached
 
 
+#: Schedules leave at most this many full steps before the first cached one, or have none.
+_LONGEST_FULL_START = 64
+
+
 @torch.no_grad()
-def evaluation_cost(network: nn.Module) -> EvaluationCost:
-    """Measure an unconditional UNet at its own sample size, as it is now (with whatever cache it carries)."""
+def evaluation_cost(network: nn.Module, num_steps: int = 1000) -> EvaluationCost:
+    """Measure an unconditional UNet at its own sample size, as it is now (with whatever cache it carries).
+
+    num_steps: the length of the run; a calibrated model knows one length only.
+    """
     config: Any = network.config
     size = config.sample_size if isinstance(config.sample_size, (list, tuple)) else [config.sample_size] * 2
     parameter = next(network.parameters())
     x = torch.zeros(1, config.in_channels, *size, dtype=parameter.dtype, device=parameter.device)
     timestep = torch.zeros(1, dtype=torch.int64, device=parameter.device)
-    counts = []
-    # Any interval fits a run this long, and the steps after the first are cached.
-    with Clock(num_steps=1000) as clock:
-        for _ in range(2):
+    counts: list[int] = []
+    with Clock(num_steps) as clock:
+        while clock.step < min(num_steps, _LONGEST_FULL_START):
             with FlopCounterMode(display=False) as counter:
                 network(x, timestep)
             counts.append(counter.get_total_flops() // 2)
+            if not clock.full:  # cached, or no cache at all
+                break
             clock.advance()
-    return EvaluationCost(*counts)
+    return EvaluationCost(counts[0], counts[-1])

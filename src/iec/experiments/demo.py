@@ -2,16 +2,18 @@
 
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
 import torch
 
+from iec.efficient import DeepCacheConfig, QuantizationConfig
 from iec.evaluation.cost import EvaluationCost
+from iec.experiments.plans import Plans
 from iec.experiments.rows import Judge, Judged, Sampled, Verdict, cached_evaluation_cost, compare, sample_setting
-from iec.experiments.settings import Setting, rivals
+from iec.experiments.settings import Setting, Technique, rivals
 from iec.method.config import IECConfig
 from iec.models.features import load_feature_network, load_reference
 from iec.models.loading import load_pipeline
@@ -39,18 +41,19 @@ class DemoConfig:
         return cls(**found)
 
     @property
-    def bases(self) -> list[Setting]:
-        """The uncorrected settings, full precision first."""
-        return [
-            Setting(self.num_steps, interval, branch=self.branch if interval > 1 else None)
-            for interval in self.intervals
-        ]
+    def techniques(self) -> tuple[Technique, ...]:
+        """What the demo shows where the user asks for nothing else."""
+        return tuple(DeepCacheConfig(interval, self.branch) for interval in self.intervals)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The settings to run, each once, and for each corrected setting its rivals."""
+    """The settings to run, each once: the uncorrected ones, full precision first, and the corrected ones' rivals.
 
+    unit: what a cached evaluation costs.
+    """
+
+    bases: tuple[Setting, ...]
     settings: tuple[Setting, ...]
     rivals: dict[Setting, list[Setting]]
     unit: EvaluationCost
@@ -78,9 +81,11 @@ class DemoResult:
         return next(row for row in self.rows if row.sampled.setting == setting)
 
 
-def make_plan(config: DemoConfig, unit: EvaluationCost, num_images: int | None = None) -> Plan:
+def make_plan(
+    config: DemoConfig, techniques: Sequence[Technique], unit: EvaluationCost, num_images: int | None = None
+) -> Plan:
     """Which settings the demo runs, and with how many images: as many as fit the evaluations, at least the minimum."""
-    bases = config.bases
+    bases = [Setting(config.num_steps, technique) for technique in (None, *techniques)]
     corrected = [replace(base, correction=IECConfig(steps=steps)) for base in bases for steps in config.corrections]
     found = {setting: rivals(setting, unit) for setting in corrected}
     everything = [*bases, *corrected, *(rival for group in found.values() for rival in group)]
@@ -88,22 +93,34 @@ def make_plan(config: DemoConfig, unit: EvaluationCost, num_images: int | None =
     cost = sum(setting.cost(unit) for setting in settings)
     fitting = int(config.evaluations / cost) // config.batch_size * config.batch_size
     count = max(config.minimum_images, fitting) if num_images is None else num_images
-    return Plan(settings, found, unit, count)
+    return Plan(tuple(bases), settings, found, unit, count)
 
 
 def run_demo(
     seed: int = 0,
     num_images: int | None = None,
+    techniques: Sequence[Technique] = (),
     on_plan: Callable[[Plan], None] = lambda plan: None,
     on_setting: Callable[[Setting], None] = lambda setting: None,
     on_evaluations: Callable[[float], None] = lambda evaluations: None,
 ) -> DemoResult:
-    """Sample and judge every setting of the plan; the callbacks tell of progress, counted in full evaluations."""
+    """Sample and judge every setting of the plan; the callbacks tell of progress, counted in full evaluations.
+
+    techniques: what is shown in the place of demo.toml's caches; all caches among them at one branch.
+    Raises ValueError or TypeError where the embedded model cannot take one, before anything is sampled.
+    """
     began = time.perf_counter()
     config = DemoConfig.load()
+    shown = tuple(techniques) or config.techniques
+    branches = {technique.branch for technique in shown if not isinstance(technique, QuantizationConfig)}
+    if len(branches) > 1:
+        raise ValueError("The demo counts cached evaluations at one branch: give all caches the same.")
     pipe = load_pipeline(dtype=getattr(torch, config.dtype))
-    unit = cached_evaluation_cost(pipe, config.bases[-1])
-    plan = make_plan(config, unit, num_images)
+    unit = cached_evaluation_cost(pipe, DeepCacheConfig(2, next(iter(branches), None)))
+    for technique in shown:
+        DeepCacheConfig(Setting(config.num_steps, technique).interval).full_steps(config.num_steps)
+    plan = make_plan(config, shown, unit, num_images)
+    plans = Plans()
     on_plan(plan)
     sampled: list[Sampled] = []
     for setting in plan.settings:
@@ -112,7 +129,7 @@ def run_demo(
         def on_batch(images: int, cost: float = setting.cost(unit)) -> None:
             on_evaluations(images * cost)
 
-        sampled.append(sample_setting(pipe, setting, plan.num_images, seed, config.batch_size, unit, on_batch))
+        sampled.append(sample_setting(pipe, setting, plan.num_images, seed, config.batch_size, plans, on_batch))
     judge = Judge(load_feature_network(), load_reference(), sampled[0].images)
     rows = tuple(judge.judge(one) for one in sampled)
     by_setting = {row.sampled.setting: row for row in rows}

@@ -11,7 +11,7 @@ from PIL.Image import Image
 from iec.evaluation.bootstrap import Estimate
 from iec.experiments.demo import DemoResult
 from iec.experiments.rows import Judged, Verdict
-from iec.experiments.settings import Setting
+from iec.experiments.settings import Setting, Technique, describe, quantizes
 from iec.reports.grid import picture_grid, png_bytes, save_png
 from iec.reports.html import PictureSection, PlotSection, Report, TableSection, TextSection, write_html
 from iec.reports.plot import Point, quality_cost_plot
@@ -49,10 +49,10 @@ def write_demo(result: DemoResult, folder: Path) -> dict[str, Path]:
 
 def demo_table(result: DemoResult) -> Table:
     """The rows, grouped by what they are."""
-    bases = [setting for setting in result.plan.settings if setting in result.config.bases]
+    bases = [setting for setting in result.plan.settings if setting in result.plan.bases]
     rest = [setting for setting in result.plan.settings if setting not in bases and setting.correction is None]
     groups = [
-        ("efficient", bases),
+        ("efficient", list(bases)),
         ("corrected", list(result.plan.rivals)),
         ("plain rivals of the same cost", rest),
     ]
@@ -101,7 +101,7 @@ def demo_sentences(result: DemoResult) -> list[str]:
 
 def demo_grid(result: DemoResult) -> Image:
     """The first images of every row, same seeds in the same column."""
-    order = [*result.config.bases, *result.plan.rivals]
+    order: list[Setting] = [*result.plan.bases, *result.plan.rivals]
     order += [setting for setting in result.plan.settings if setting not in order]
     return picture_grid([(setting.label, result.row(setting).sampled.images[:_GRID_IMAGES]) for setting in order])
 
@@ -176,7 +176,7 @@ def _row(result: DemoResult, setting: Setting, group: str) -> Row:
         _spread(row.frechet, 1, 2),
         "reference" if row.psnr is None else _spread(row.psnr, 1, 1),
     )
-    return Row(cells, "reference" if setting == result.config.bases[0] else "", group)
+    return Row(cells, "reference" if setting == result.plan.bases[0] else "", group)
 
 
 def _against(verdicts: tuple[Verdict, ...], result: DemoResult) -> str:
@@ -197,9 +197,12 @@ def _against(verdicts: tuple[Verdict, ...], result: DemoResult) -> str:
 
 
 def _short(setting: Setting, result: DemoResult) -> str:
-    if setting == result.config.bases[0]:
+    if setting == result.plan.bases[0]:
         return "full precision"
-    return f"DeepCache N={setting.interval}" if setting.interval > 1 else f"DDIM T={setting.num_steps}"
+    if setting.interval > 1:
+        return setting.system
+    steps = f"T={setting.num_steps}"
+    return f"DDIM {steps}" if setting.technique is None else f"{setting.system} {steps}"
 
 
 def _relative_cost(setting: Setting, result: DemoResult) -> str:
@@ -223,7 +226,7 @@ def _facts(result: DemoResult) -> tuple[tuple[str, str], ...]:
     return (
         ("model", "the embedded CIFAR-10 UNet (32x32, unconditional, epsilon prediction)"),
         ("sampler", f"DDIM, quad spacing, eta 0, T={result.config.num_steps} unless a row says otherwise"),
-        ("cache", f"DeepCache at branch {result.config.branch}, uniform schedule"),
+        ("efficient", "; ".join(_technique_fact(setting.technique) for setting in result.plan.bases[1:])),
         ("correction", "IEC as published: relaxation 0.5, one iteration, full steps only, the cache refreshed"),
         ("network dtype", f"{result.config.dtype}; the state is float32"),
         ("images per row", f"{result.plan.num_images}, seed {result.seed}, batches of {result.config.batch_size}"),
@@ -236,6 +239,12 @@ def _facts(result: DemoResult) -> tuple[tuple[str, str], ...]:
         ("machine", f"{platform.machine()}, {torch.get_num_threads()} workers of one thread each"),
         ("took", f"{result.seconds:.0f} s"),
     )
+
+
+def _technique_fact(technique: Technique | None) -> str:
+    branch = getattr(technique, "branch", None)
+    simulated = " (simulated arithmetic)" if quantizes(technique) else ""
+    return f"{describe(technique)}{'' if branch is None else f' at branch {branch}'}{simulated}"
 
 
 def _spread(estimate: Estimate, scale: float, digits: int) -> str:

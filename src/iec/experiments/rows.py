@@ -4,15 +4,14 @@ import copy
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from diffusers import DiffusionPipeline
 
-from iec.efficient import apply, remove
+from iec.efficient import DeepCacheConfig, apply, remove
 from iec.evaluation.bootstrap import (
     Estimate,
     bootstrap_frechet,
@@ -25,6 +24,7 @@ from iec.evaluation.features import extract_features
 from iec.evaluation.generate import Batch, generate
 from iec.evaluation.kernel import KernelTerms, kernel_terms, mean_kernel_within
 from iec.evaluation.psnr import mean_squared_error
+from iec.experiments.plans import Plans
 from iec.experiments.settings import Setting
 from iec.models.features import FeatureNetwork, Reference
 from iec.runtime import network_of
@@ -32,7 +32,11 @@ from iec.runtime import network_of
 
 @dataclass(frozen=True)
 class Sampled:
-    """The images of one setting, uint8 [n, 3, H, W], with their evaluations per image and the wall time of them all."""
+    """The images of one setting, uint8 [n, 3, H, W], with what they cost.
+
+    full, cached, cost: evaluations per image, and F + c C. seconds: wall time of them all. processor_seconds: the same
+    in processor time, which other processes on the machine hardly change. model_bytes: of the network's tensors.
+    """
 
     setting: Setting
     images: torch.Tensor
@@ -40,6 +44,8 @@ class Sampled:
     cached: int
     cost: float
     seconds: float
+    processor_seconds: float
+    model_bytes: int
 
 
 @dataclass(frozen=True)
@@ -74,23 +80,27 @@ def sample_setting(
     num_images: int,
     seed: int,
     batch_size: int,
-    unit: EvaluationCost,
+    plans: Plans,
     on_batch: Callable[[int], None] = lambda images: None,
 ) -> Sampled:
     """Sample `num_images` images with one setting; `on_batch(images)` is told how many a batch made."""
-    began = time.perf_counter()
-    with _cached(pipe, setting):
+    with plans.applied(pipe, setting):
+        unit, size = evaluation_cost(network_of(pipe), setting.num_steps), model_bytes(pipe)
+        began, worked = time.perf_counter(), time.process_time()
         batches = generate_in_parallel(pipe, num_images, setting, seed, batch_size, on_batch)
-    seconds = time.perf_counter() - began
+        seconds, processor_seconds = time.perf_counter() - began, time.process_time() - worked
     full, cached = batches[0].summary.full_evaluations, batches[0].summary.cached_evaluations
     images = torch.cat([batch.images for batch in batches])
-    return Sampled(setting, images, full, cached, unit.total(full, cached), seconds)
+    return Sampled(setting, images, full, cached, unit.total(full, cached), seconds, processor_seconds, size)
 
 
-def cached_evaluation_cost(pipe: DiffusionPipeline, setting: Setting) -> EvaluationCost:
-    """The cost of a full and of a cached evaluation under the setting's cache."""
-    with _cached(pipe, setting):
+def cached_evaluation_cost(pipe: DiffusionPipeline, cache: DeepCacheConfig) -> EvaluationCost:
+    """The cost of a full evaluation, and of one that the cache served."""
+    apply(pipe, cache)
+    try:
         return evaluation_cost(network_of(pipe))
+    finally:
+        remove(pipe)
 
 
 def generate_in_parallel(
@@ -133,16 +143,6 @@ def generate_in_parallel(
     return sorted(batches, key=lambda batch: batch.start)
 
 
-@contextmanager
-def _cached(pipe: DiffusionPipeline, setting: Setting) -> Iterator[None]:
-    if setting.cache is not None:
-        apply(pipe, setting.cache)
-    try:
-        yield
-    finally:
-        remove(pipe)
-
-
 class Judge:
     """Judges sampled settings against the reference features and against the full-precision images."""
 
@@ -167,3 +167,10 @@ class Judge:
 def compare(corrected: Judged, rival: Judged) -> Verdict:
     """The verdict on a corrected setting against one rival, paired by image."""
     return Verdict(rival.sampled.setting, bootstrap_kernel_difference(corrected.terms, rival.terms))
+
+
+def model_bytes(pipe: DiffusionPipeline) -> int:
+    """Replaced by iec.efficient.model_bytes."""
+    network = network_of(pipe)
+    named = [*network.named_parameters(), *network.named_buffers()]
+    return sum(t.untyped_storage().nbytes() for name, t in named if ".original." not in name)

@@ -1,37 +1,52 @@
-"""One way of sampling with the embedded model, and what it will cost."""
+"""One way of sampling with one model, and what it will cost."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from iec.efficient import DeepCacheConfig
+from iec.efficient import CacheQuantConfig, DeepCacheConfig, QuantizationConfig
 from iec.evaluation.cost import EvaluationCost
 from iec.method.config import IECConfig
 from iec.method.steps import select_steps
 
+Technique = DeepCacheConfig | QuantizationConfig | CacheQuantConfig
+
 
 @dataclass(frozen=True)
 class Setting:
-    """A row of a comparison: the number of DDIM steps, the cache interval (1: no cache), and the correction."""
+    """A row of a comparison: the number of steps, what makes the model efficient (None: nothing), the correction."""
 
     num_steps: int
-    interval: int = 1
+    technique: Technique | None = None
     correction: IECConfig | None = None
-    branch: int | None = None
 
     @property
-    def cache(self) -> DeepCacheConfig | None:
-        """The cache, or None at interval 1, where every evaluation is full."""
-        return None if self.interval == 1 else DeepCacheConfig(self.interval, self.branch)
+    def interval(self) -> int:
+        """The cache interval N; 1 where every evaluation is full."""
+        found = self.technique
+        return 1 if found is None or isinstance(found, QuantizationConfig) else found.interval
+
+    @property
+    def system(self) -> str:
+        """How a report names the model that it samples with."""
+        return describe(self.technique)
 
     @property
     def label(self) -> str:
         """How a report names it."""
-        cache = "full precision" if self.interval == 1 else f"DeepCache N={self.interval}"
-        steps = f"T={self.num_steps}"
-        return f"{cache}, {steps}" if self.correction is None else f"{cache}, {steps} + IEC {self.correction.steps}"
+        name = f"{self.system}, T={self.num_steps}"
+        return name if self.correction is None else f"{name} + {describe_correction(self.correction)}"
+
+    def plain(self, interval: int) -> "Setting":
+        """The same without correction, at another cache interval."""
+        return Setting(self.num_steps, at_interval(self.technique, interval))
 
     def evaluations(self) -> tuple[int, int]:
-        """The full and cached evaluations per image that this will take, if no sample converges early."""
-        full_steps = frozenset(range(self.num_steps) if self.cache is None else self.cache.full_steps(self.num_steps))
+        """The full and cached evaluations per image that this will take, if no sample converges early.
+
+        Of a schedule that calibration finds, only the number of full steps is known: they count as if evenly spread.
+        """
+        full_steps = frozenset(range(0, self.num_steps, self.interval))
+        if isinstance(self.technique, DeepCacheConfig) and self.technique.schedule in ("centred", "power"):
+            full_steps = frozenset(self.technique.full_steps(self.num_steps))
         full, cached = len(full_steps), self.num_steps - len(full_steps)
         if self.correction is not None:
             corrected = select_steps(self.correction.steps, self.num_steps)
@@ -52,10 +67,59 @@ def rivals(setting: Setting, unit: EvaluationCost) -> list[Setting]:
     """
     target = setting.cost(unit)
     by_cost: dict[float, Setting] = {}
-    for interval in range(1, setting.num_steps + 1):
-        plain = Setting(setting.num_steps, interval, branch=setting.branch if interval > 1 else None)
+    for interval in range(1, setting.num_steps + 1) if setting.interval > 1 else (1,):
+        plain = setting.plain(interval)
         by_cost.setdefault(plain.cost(unit), plain)
     below = [cost for cost in by_cost if cost <= target]
     above = [cost for cost in by_cost if cost > target]
     chosen = [by_cost[cost] for cost in ([max(below)] if below else []) + ([min(above)] if above else [])]
-    return list(dict.fromkeys([*chosen, Setting(max(1, round(target)))]))
+    return list(dict.fromkeys([*chosen, Setting(max(1, round(target)), at_interval(setting.technique, 1))]))
+
+
+def at_interval(technique: Technique | None, interval: int) -> Technique | None:
+    """`technique` with another cache interval; at 1 nothing is cached, and only the quantization remains."""
+    if technique is None or isinstance(technique, QuantizationConfig):
+        if interval != 1:
+            raise ValueError("A model without a cache has no cache interval.")
+        return technique
+    if interval > 1:
+        return replace(technique, interval=interval)
+    return technique.quantization if isinstance(technique, CacheQuantConfig) else None
+
+
+def quantizes(technique: Technique | None) -> bool:
+    """Whether the technique computes in simulated integer arithmetic."""
+    return isinstance(technique, QuantizationConfig) or (
+        isinstance(technique, CacheQuantConfig) and technique.weights is not None
+    )
+
+
+def describe(technique: Technique | None) -> str:
+    """How a report names a technique."""
+    if technique is None:
+        return "full precision"
+    if isinstance(technique, DeepCacheConfig):
+        return f"DeepCache N={technique.interval}{_schedule(technique.schedule, 'uniform')}"
+    if isinstance(technique, QuantizationConfig):
+        return _bits(technique)
+    quantization = technique.quantization
+    bits = "float" if quantization is None else _bits(quantization)
+    return f"CacheQuant N={technique.interval}{_schedule(technique.schedule, 'auto')} {bits}"
+
+
+def describe_correction(config: IECConfig) -> str:
+    """How a report names a correction."""
+    if not any(config.relaxations):
+        return "cache refresh only"
+    usual = config.num_iterations == 1 and config.relaxations == (0.5,)
+    inner = "" if usual else f" K={config.num_iterations} lambda={'+'.join(f'{v:g}' for v in config.relaxations)}"
+    return f"IEC {config.steps}{inner}"
+
+
+def _bits(config: QuantizationConfig) -> str:
+    reconstruction = getattr(config, "reconstruction", None)
+    return f"W{config.weights}A{config.activations}{'' if reconstruction is None else ' reconstructed'}"
+
+
+def _schedule(name: str, usual: str) -> str:
+    return "" if name == usual else f" {name}"

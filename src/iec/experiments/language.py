@@ -1,11 +1,18 @@
-"""The little languages of the options: `deepcache:5,branch=2` and `relaxation=0.5,steps=edges:1/10`."""
+"""The little languages of options and experiment files: what makes a model efficient, and how it is corrected.
 
+`deepcache:5,branch=2`, `w4a8`, `cachequant:5,w8a8`, and `relaxation=0.5,steps=edges:1/10`.
+"""
+
+import re
 from typing import Any
 
-from iec.efficient import DeepCacheConfig
+from iec.efficient import CacheQuantConfig, DeepCacheConfig, QuantizationConfig
+from iec.experiments.settings import Technique
 from iec.method.config import IECConfig
 
 _CACHE_FIELDS = {"branch": int, "schedule": str, "centre": int, "power": float}
+_QUANTIZATION_FIELDS = {"softmax": int, "first_last": int, "steps_per_group": int, "storage": str}
+_CACHEQUANT_FIELDS = {"branch": int, "schedule": str, "storage": str}
 _CORRECTION_NAMES = {
     "relaxation": "relaxation",
     "iterations": "num_iterations",
@@ -30,6 +37,39 @@ def parse_cache(text: str | None) -> DeepCacheConfig | None:
     return DeepCacheConfig(interval=_number("the cache interval", interval, int), **settings)
 
 
+def parse_quantization(text: str | None) -> QuantizationConfig | None:
+    """`wXaY`, such as w4a8, with any of `,reconstruction=layer|block`, `,softmax=..`, `,storage=..`; None: none."""
+    if text is None or text == "none":
+        return None
+    head, *rest = text.split(",")
+    weights, activations = _bits(head)
+    settings = _quantization_settings(rest, _QUANTIZATION_FIELDS)
+    return QuantizationConfig(weights, activations, **settings)
+
+
+def parse_cachequant(text: str | None) -> CacheQuantConfig | None:
+    """`N,wXaY` or `N,float`, with any of `,branch=..`, `,schedule=..`, `,reconstruction=layer|block`; None: none."""
+    if text is None or text == "none":
+        return None
+    interval, *rest = text.split(",")
+    if not rest:
+        raise ValueError(f"'{text}' lacks the bits: write N,wXaY, such as 5,w8a8, or N,float to cache without them.")
+    bits: dict[str, Any] = {"weights": None}
+    if rest[0] != "float":
+        bits = dict(zip(("weights", "activations"), _bits(rest[0]), strict=True))
+    settings = _quantization_settings(rest[1:], _CACHEQUANT_FIELDS)
+    return CacheQuantConfig(_number("the cache interval", interval, int), **bits, **settings)
+
+
+def parse_technique(text: str) -> Technique | None:
+    """Any of them: `float`, `deepcache:5`, `w8a8`, `cachequant:5,w4a8,reconstruction=block`."""
+    if text in ("float", "none"):
+        return None
+    if text.startswith("cachequant:"):
+        return parse_cachequant(text.removeprefix("cachequant:"))
+    return parse_cache(text) if ":" in text.split(",")[0] else parse_quantization(text)
+
+
 def parse_correction(text: str | None) -> IECConfig | None:
     """`paper`, `released`, `none`, or settings such as `relaxation=1+0.5,iterations=2,steps=0+5+9`; None: none."""
     if text is None or text == "none":
@@ -45,6 +85,17 @@ def parse_correction(text: str | None) -> IECConfig | None:
     if isinstance(relaxation, tuple) and "num_iterations" not in settings:
         settings["num_iterations"] = len(relaxation)
     return IECConfig(**settings)
+
+
+def _bits(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"w(\d+)a(\d+)", text.lower())
+    if found is None:
+        raise ValueError(f"'{text}' are no bits: write wXaY, such as w8a8 or w4a8.")
+    return int(found[1]), int(found[2])
+
+
+def _quantization_settings(parts: list[str], kinds: dict[str, type]) -> dict[str, Any]:
+    return {key: _cast(key, value, kinds) for key, value in map(_pair, parts)}
 
 
 def _correction_value(key: str, value: str) -> Any:
@@ -74,7 +125,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _cast(key: str, value: str, kinds: dict[str, type]) -> Any:
     if key not in kinds:
-        raise ValueError(f"Unknown cache setting '{key}': use {', '.join(kinds)}.")
+        raise ValueError(f"Unknown setting '{key}': use {', '.join(kinds)}.")
     return _number(key, value, kinds[key])
 
 

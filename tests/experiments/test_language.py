@@ -1,8 +1,8 @@
 import pytest
 
 from iec import IECConfig
-from iec.cli.options import parse_cache, parse_correction
 from iec.efficient import DeepCacheConfig
+from iec.experiments.language import parse_cache, parse_correction
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_corrections(text, expected):
         (parse_cache, "deepcache:five", "the cache interval must be an integer"),
         (parse_cache, "deepcache:0", "interval must be at least 1"),
         (parse_cache, "deepcache:5,branch=a", "branch must be an integer"),
-        (parse_cache, "deepcache:5,depth=1", "Unknown cache setting 'depth'"),
+        (parse_cache, "deepcache:5,depth=1", "Unknown setting 'depth'"),
         (parse_correction, "relaxation=2", r"relaxation must lie in \[0, 2\)"),
         (parse_correction, "relaxation=nan", r"relaxation must lie in \[0, 2\)"),
         (parse_correction, "relaxation=half", "relaxation must be a number"),

@@ -1,0 +1,138 @@
+"""The calibrated plans of one model: made when a row first needs one, kept in memory and, if wanted, in a folder."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from iec.efficient import DeepCacheConfig, apply, calibrate, load_plan, remove
+from iec.efficient.applying import Technique as Applicable
+from iec.experiments.settings import Setting, Technique
+from iec.runtime import network_of
+from iec.storage.fingerprint import fingerprint
+
+#: Told which setting is being calibrated, how much of it is done, and how much there is.
+Progress = Callable[[Setting, int, int], None]
+#: Where the weights are stored does not change what a model computes.
+_STORAGE = ("storage", "keep_original")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """From how many trajectories plans are made, in which batches, and from which seed."""
+
+    samples: int = 64
+    batch_size: int = 16
+    seed: int = 0
+
+
+class Plans:
+    """What `apply` takes for each setting.
+
+    folder: where plans are kept between runs, one folder each, named by a digest of everything they depend on.
+    """
+
+    def __init__(
+        self,
+        calibration: Calibration = Calibration(),
+        folder: Path | None = None,
+        on_progress: Progress = lambda setting, done, total: None,
+    ) -> None:
+        self.calibration, self.folder, self.on_progress = calibration, folder, on_progress
+        self._made: dict[str, Any] = {}
+
+    @contextmanager
+    def applied(self, pipe: DiffusionPipeline, setting: Setting) -> Iterator[None]:
+        """While entered, `pipe` runs with the setting's technique."""
+        technique = self.find(pipe, setting)
+        try:
+            if technique is not None:
+                apply(pipe, technique)
+            yield
+        finally:
+            remove(pipe)
+
+    def find(self, pipe: DiffusionPipeline, setting: Setting) -> Applicable | None:
+        """What `apply` takes for the setting: None for the bare model, else settings or a plan, calibrated if new.
+
+        `pipe` must have nothing applied.
+        """
+        technique = setting.technique
+        if technique is None or not needs_plan(technique):
+            return technique
+        key = self.key(pipe, setting)
+        if key not in self._made:
+            self._made[key] = self._load_or_calibrate(pipe, setting, technique, key)
+        return self._made[key]
+
+    def digest(self, pipe: DiffusionPipeline, setting: Setting) -> str | None:
+        """A digest of what the setting's plan holds; None where it needs none."""
+        plan = self.find(pipe, setting)
+        if plan is None or isinstance(plan, DeepCacheConfig):
+            return None
+        if self.folder is None:
+            raise ValueError("Only a plan that is kept in a folder has a digest.")
+        folder = self.folder / self.key(pipe, setting)
+        content = hashlib.sha256()
+        for path in sorted(folder.rglob("*.safetensors")):
+            content.update(path.read_bytes())
+        return content.hexdigest()[:20]
+
+    def key(self, pipe: DiffusionPipeline, setting: Setting) -> str:
+        """A digest of everything that the setting's plan depends on."""
+        assert setting.technique is not None
+        network = network_of(pipe)
+        scheduler = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
+        settings = {
+            "weights": fingerprint(network),
+            "dtype": str(next(network.parameters()).dtype),
+            "scheduler": {"class": type(pipe.scheduler).__name__, **scheduler},
+            "num_steps": setting.num_steps,
+            "technique": technique_settings(setting.technique),
+            "calibration": asdict(self.calibration),
+        }
+        return digest(settings)
+
+    def _load_or_calibrate(self, pipe: DiffusionPipeline, setting: Setting, technique: Any, key: str) -> Applicable:
+        if self.folder is None:
+            return self._calibrate(pipe, setting, technique)
+        folder = self.folder / key
+        if not folder.exists():
+            self._calibrate(pipe, setting, technique).save_pretrained(folder)
+        return load_plan(folder)
+
+    def _calibrate(self, pipe: DiffusionPipeline, setting: Setting, technique: Any) -> Any:
+        chosen = self.calibration
+        return calibrate(
+            pipe,
+            technique,
+            setting.num_steps,
+            chosen.samples,
+            chosen.batch_size,
+            chosen.seed,
+            on_progress=lambda done, total: self.on_progress(setting, done, total),
+        )
+
+
+def needs_plan(technique: Technique) -> bool:
+    """Whether the technique has to be calibrated."""
+    return not isinstance(technique, DeepCacheConfig) or technique.schedule == "dps"
+
+
+def technique_settings(technique: Technique | None) -> dict[str, Any] | None:
+    """The settings that decide what a model computes, as JSON values; what is None is left out."""
+    if technique is None:
+        return None
+    values = {name: value for name, value in asdict(technique).items() if value is not None}
+    kept = {name: value for name, value in values.items() if name not in _STORAGE}
+    return {"kind": type(technique).__name__, **kept}
+
+
+def digest(settings: dict[str, Any]) -> str:
+    """20 hex digits over JSON values, the same for the same settings in any order."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:20]
