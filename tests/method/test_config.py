@@ -49,6 +49,10 @@ def test_the_released_preset_is_that_of_the_published_code():
     assert (config.tolerance, config.tolerance_mode) == (1e-6, "relative")
 
 
+def test_stable_diffusion_is_corrected_at_its_first_step_alone():
+    assert IECConfig.stable_diffusion() == IECConfig(relaxation=0.5, num_iterations=1, steps="first")
+
+
 def test_one_relaxation_serves_every_iteration():
     assert IECConfig(relaxation=0.25, num_iterations=3).relaxations == (0.25, 0.25, 0.25)
     assert IECConfig(num_iterations=0).relaxations == ()

@@ -15,10 +15,11 @@ def copied(generator):
     return twin
 
 
-def corrected_run(predict, scheduler, x, relaxations=(0.5,), selected=None, generator=None, **settings):
+def corrected_run(predict, scheduler, x, relaxations=(0.5,), selected=None, generator=None, taken=None, **settings):
     """The final state of x <- x + lambda (Phi(e(x)) - x) at the selected steps (None: all), with x_t fixed in Phi.
 
     predict: (x, t) -> e. The scheduler's timesteps are already set. The real step takes the relaxed output.
+    taken: a list that gets, for each corrected step, the corrected state and the real step of the relaxed output.
     """
     if generator is not None:
         settings = {**settings, "generator": generator}
@@ -37,8 +38,10 @@ def corrected_run(predict, scheduler, x, relaxations=(0.5,), selected=None, gene
         for relaxation in relaxations:
             output = predict(state, t)
             state = state + relaxation * (dry(output) - state)
-            relaxed = relaxed + relaxation * (output - relaxed)
-        scheduler.step(relaxed, t, x, **settings)
+            relaxed = torch.lerp(relaxed, output, relaxation)
+        stepped = scheduler.step(relaxed, t, x, **settings).prev_sample
+        if taken is not None:
+            taken.append((state, stepped))
         x = state
     return x
 
@@ -48,3 +51,14 @@ def assert_same_state(a, b, tolerance=1e-5):
     assert a.dtype == b.dtype
     scale = max(1.0, b.abs().max().item())
     torch.testing.assert_close(a / scale, b / scale, rtol=0, atol=tolerance)
+
+
+def frozen(value):
+    """A copy of plain data and tensors that compares by value."""
+    if isinstance(value, torch.Tensor):
+        return ("tensor", value.dtype, tuple(value.shape), repr(value.flatten().tolist()))  # NaN equals itself
+    if isinstance(value, dict):
+        return {key: frozen(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [frozen(item) for item in value]
+    return type(value) if callable(value) else repr(value)

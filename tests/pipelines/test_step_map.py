@@ -19,7 +19,7 @@ from tiny_models import noise
 from iec.pipelines.step_map import StepMap, previous_sample, with_previous_sample
 from iec.runtime import SpacedDDIMScheduler
 
-from .by_hand import copied
+from .by_hand import copied, frozen
 
 SCHEDULERS = {
     "DDPM": lambda: DDPMScheduler(clip_sample=False),
@@ -52,17 +52,6 @@ def started(make):
     scheduler = make()
     scheduler.set_timesteps(STEPS)
     return scheduler, noise(2, 3, 4, 4) * scheduler.init_noise_sigma
-
-
-def frozen(value):
-    """A copy of plain data and tensors that compares by value."""
-    if isinstance(value, torch.Tensor):
-        return ("tensor", value.dtype, tuple(value.shape), value.flatten().tolist())
-    if isinstance(value, dict):
-        return {key: frozen(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [frozen(item) for item in value]
-    return repr(value)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

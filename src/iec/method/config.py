@@ -86,6 +86,15 @@ class IECConfig:
         """The setting of the published latent-diffusion code: two iterations with lambda 1, then 0.5."""
         return cls(relaxation=(1.0, 0.5), num_iterations=2, tolerance=1e-6)
 
+    @classmethod
+    def stable_diffusion(cls) -> "IECConfig":
+        """The published setting of Stable Diffusion: only the first step is corrected (paper section 4, spec 1.5).
+
+        Its sampler is PLMS with 50 steps: diffusers' `PNDMScheduler(skip_prk_steps=True)` and
+        `num_inference_steps=50`, or `iec.sample(sampler="plms", spacing="uniform", num_steps=50)`.
+        """
+        return cls(steps="first")
+
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values. Raises ValueError where `steps` is a callable, which has none."""
         if callable(self.steps):

@@ -2,5 +2,14 @@
 
 from iec.pipelines.enabling import disable, enable, enabled, summary
 from iec.pipelines.errors import IECUnsupportedError
+from iec.pipelines.step_coefficients import StepCoefficients, step_coefficients
 
-__all__ = ["IECUnsupportedError", "disable", "enable", "enabled", "summary"]
+__all__ = [
+    "IECUnsupportedError",
+    "StepCoefficients",
+    "disable",
+    "enable",
+    "enabled",
+    "step_coefficients",
+    "summary",
+]

@@ -239,5 +239,9 @@ def _length_from(scheduler: Any, timestep: Any) -> int:
     """The number of timesteps from `timestep` on (image-to-image pipelines start inside the sequence)."""
     if timestep is None:
         return _length(scheduler)
-    matches = (torch.as_tensor(scheduler.timesteps).cpu() == torch.as_tensor(timestep).cpu()).nonzero()
-    return _length(scheduler) - (int(matches[0, 0]) if len(matches) else 0)
+    first = torch.as_tensor(timestep).cpu().flatten()[:1]
+    places = (torch.as_tensor(scheduler.timesteps).cpu() == first).nonzero().flatten().tolist()
+    # Second-order schedulers list a timestep twice; where they keep an index, it says which of the two this is.
+    kept = [getattr(scheduler, name, None) for name in ("begin_index", "step_index")]
+    places = [index for index in kept if index in places] + places
+    return _length(scheduler) - (places[0] if places else 0)
