@@ -14,7 +14,14 @@ Result = TypeVar("Result")
 
 
 class Cache(Protocol):
-    """A feature cache whose state can be read and put back."""
+    """A feature cache whose state can be read and put back.
+
+    has_history: whether its state is more than the features of the latest full evaluation (counters, differences
+        between steps), so that a correction pass has to start from the state that the main call found.
+    """
+
+    @property
+    def has_history(self) -> bool: ...
 
     def snapshot(self) -> Any:
         """The cache's state; tensors by reference, since caches replace tensors and never write into them."""
@@ -32,6 +39,8 @@ class Cache(Protocol):
 class RunCache:
     """Every cache that keeps its tensors in the run's own storage: ours all do."""
 
+    has_history = False
+
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
 
@@ -45,7 +54,7 @@ class RunCache:
             storage.update(state)
             return
         for key, old in state.items():
-            storage[key] = _replace_rows(storage[key], old, samples)
+            storage[key] = replace_rows(storage[key], old, samples)
 
     @contextmanager
     def _forced_full(self) -> Any:
@@ -63,13 +72,16 @@ class RunCache:
 
 
 class StepCaches:
-    """The caches during one step: made before its main call, asked for each correction pass."""
+    """The caches during one step: made before its main call, asked for each correction pass.
+
+    A pass takes the main call's place: a cache with a history goes back to the state that the main call found.
+    """
 
     def __init__(self, caches: Sequence[Cache], policy: CachePolicy) -> None:
         self.caches = caches
         self.policy = policy
-        # Only `reuse` goes back to it; holding it for the others would keep the older features alive.
-        self.before = self._snapshot() if policy == "reuse" else []
+        # None where nobody goes back to it: holding it would keep the older features alive.
+        self.before = [cache.snapshot() if policy == "reuse" or cache.has_history else None for cache in caches]
         self.after_main = self.latest = self.before
 
     def main_done(self) -> None:
@@ -77,24 +89,20 @@ class StepCaches:
         self.after_main = self.latest = self._snapshot()
 
     def was_full(self) -> bool:
-        """Whether the main call was computed in full (without a cache it always is)."""
-        return all(cache.was_full() is not False for cache in self.caches)
+        """Whether the latest evaluation was computed in full."""
+        return was_full(self.caches)
 
     def evaluate(self, predict: Callable[[], Result]) -> Result:
         """Run one correction pass under the policy."""
-        if self.policy == "reuse":
-            self._restore(self.before)
-            try:
-                return predict()
-            finally:
-                self._restore(self.latest)
+        self._restore(self.before)
         try:
             with ExitStack() as stack:
-                for cache in self.caches:
-                    stack.enter_context(cache.forced_full())
+                if self.policy != "reuse":
+                    for cache in self.caches:
+                        stack.enter_context(cache.forced_full())
                 return predict()
         finally:
-            if self.policy == "bypass":
+            if self.policy != "refresh":
                 self._restore(self.latest)
 
     def counted(
@@ -127,10 +135,19 @@ class StepCaches:
 
     def _restore(self, states: list[Any], samples: torch.Tensor | None = None) -> None:
         for cache, state in zip(self.caches, states, strict=True):
-            cache.restore(state, samples)
+            if state is not None:
+                cache.restore(state, samples)
 
 
-def _replace_rows(new: torch.Tensor, old: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
-    # Classifier-free guidance stacks [unconditional; conditional]: the same samples in every part.
+def was_full(caches: Sequence[Cache]) -> bool:
+    """Whether the latest evaluation was computed in full (without a cache it always is)."""
+    return all(cache.was_full() is not False for cache in caches)
+
+
+def replace_rows(new: torch.Tensor, old: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
+    """`new` with the rows of `samples` (bool [B]) from `old`; both [P B, ...].
+
+    Classifier-free guidance stacks P = 2 parts, [unconditional; conditional]: the same samples in every part.
+    """
     rows = samples.to(new.device).repeat(len(new) // len(samples)).view(-1, *[1] * (new.dim() - 1))
     return torch.where(rows, old, new)

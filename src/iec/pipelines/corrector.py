@@ -1,22 +1,24 @@
 """Correction as a participant of a pipeline's runs: what happens around each `scheduler.step` call."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 
-from iec.method.cache import RunCache, StepCaches
+from iec.method.cache import Cache, RunCache, StepCaches, was_full
 from iec.method.config import IECConfig
 from iec.method.correction import correct
 from iec.method.errors import require_finite
 from iec.method.steps import select_steps
 from iec.method.summary import StepRecord, Summary
+from iec.pipelines.caches import CacheAdapter, Call, caches_of
 from iec.pipelines.guided_output import GuidedOutput
 from iec.pipelines.recording import Event, Recorder
 from iec.pipelines.step_map import StepMap, previous_sample, with_previous_sample
 from iec.runtime import Part, Participant, Run, timestep_of
+from iec.runtime.hooks import Handler
 
 
 class Corrector(Participant):
@@ -35,7 +37,7 @@ class CorrectedRun(Part):
 
     def __init__(self, corrector: Corrector, run: Run) -> None:
         self.corrector, self.config, self.run = corrector, corrector.config, run
-        self.caches = [RunCache(run.clock)]
+        self.caches: list[Cache] = [RunCache(run.clock)]
         self.recorder = Recorder()
         self.selected: frozenset[int] = frozenset()
         self.summary = Summary(0, 0)
@@ -43,10 +45,14 @@ class CorrectedRun(Part):
         self._begun = False
 
     def __enter__(self) -> "CorrectedRun":
-        self._stack.callback(self.recorder.stop)
         networks = {id(c): c for c in self.run.pipe.components.values() if isinstance(c, torch.nn.Module)}
-        for network in networks.values():
-            self._stack.enter_context(self.run.intercept(network, self.recorder.evaluate))
+        with ExitStack() as stack:
+            stack.callback(self.recorder.stop)
+            for network in networks.values():
+                caches = stack.enter_context(caches_of(network, self.run.clock))
+                self.caches.extend(caches)
+                stack.enter_context(self.run.intercept(network, _bound(self.recorder.evaluate, caches)))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -65,19 +71,17 @@ class CorrectedRun(Part):
         self.summary.num_steps = clock.num_steps
         if not self._begun:
             self._begun = True
-            self._begin_step(0)
-            if self.config.num_iterations:
-                # A pipeline that begins inside its timesteps shows their number only when it takes its first step.
-                self.recorder.start()
+            # A pipeline that begins inside its timesteps shows their number only when it takes its first step.
+            self._begin_step(may_correct=self.config.num_iterations > 0)
 
     def step(self, commit: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         i = self.run.clock.step
         events = self.recorder.stop()
         record = StepRecord(i, _number(timestep_of(args, kwargs)), i in self.selected)
-        self.step_caches.main_done()
-        full = self.step_caches.was_full()
+        full = was_full(self.caches)
         record.count(full)
         if record.selected and (full or self.config.cached_steps):
+            self.step_caches.main_done()
             stepped = self._correct(events, StepMap(self.run.scheduler, commit, args, kwargs), record)
         else:
             stepped = commit(*args, **kwargs)
@@ -85,13 +89,13 @@ class CorrectedRun(Part):
         record.seconds = time.perf_counter() - self.started
         self.summary.num_images = len(previous)
         self.summary.steps.append(record)
-        self._begin_step(i + 1)
+        self._begin_step(may_correct=i + 1 in self.selected)
         return stepped
 
-    def _begin_step(self, i: int) -> None:
+    def _begin_step(self, may_correct: bool) -> None:
         self.started = time.perf_counter()
-        self.step_caches = StepCaches(self.caches, self.config.cache)
-        if i in self.selected:
+        self.step_caches = StepCaches(self.caches if may_correct else [], self.config.cache)
+        if may_correct:
             self.recorder.start()
         else:
             self.recorder.stop()
@@ -120,6 +124,19 @@ class CorrectedRun(Part):
         previous = previous_sample(stepped)
         changed = result.changed.view(-1, *[1] * (previous.dim() - 1))
         return with_previous_sample(stepped, torch.where(changed, result.state.to(previous.dtype), previous))
+
+
+def _bound(handler: Handler, caches: Sequence[CacheAdapter]) -> Handler:
+    """`handler` for a network with `caches`."""
+    if not caches:
+        return handler
+
+    def handle(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        for cache in caches:
+            call = cache.bound(call)
+        return handler(call, args, kwargs)
+
+    return handle
 
 
 def _number(timestep: Any) -> float | int | None:

@@ -1,0 +1,88 @@
+"""What all adapters of third-party caches share."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from iec.method.clock import Clock
+from iec.pipelines.caches.state import copied, mixed
+
+Call = Callable[..., Any]
+State = list[tuple[Any, dict[str, Any]]]
+
+
+class CacheAdapter(ABC):
+    """One third-party cache of one network behind the protocol of `iec.method.cache`; entered for the length of a run.
+
+    It tells the clock after each evaluation whether that was full, from what ran.
+    """
+
+    has_history = True
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self._stack = ExitStack()
+
+    @abstractmethod
+    def holders(self) -> Iterable[Any]:
+        """The objects whose attributes are the cache's state, as they are now."""
+
+    @abstractmethod
+    def forced_full(self) -> AbstractContextManager[None]:
+        """While entered, the cache computes every evaluation in full, and stores its features."""
+
+    def installed(self) -> Iterable[AbstractContextManager[Any]]:
+        """What is in place for the length of a run."""
+        return ()
+
+    def bound(self, call: Call) -> Call:
+        """A call of the network as it can be made again later: with what surrounds it now."""
+        return call
+
+    def snapshot(self) -> State:
+        """The cache's state; tensors by reference, since these caches replace them."""
+        return [(holder, copied(holder.__dict__)) for holder in self.holders()]
+
+    def restore(self, state: State, samples: torch.Tensor | None = None) -> None:
+        """Put `state` back: all of it, or only the rows of `samples` (bool [B])."""
+        for holder, old in state:
+            entries = holder.__dict__
+            restored = copied(old) if samples is None else self.mix(entries, old, samples)
+            entries.clear()
+            entries.update(restored)
+
+    def mix(self, new: dict[str, Any], old: dict[str, Any], samples: torch.Tensor) -> dict[str, Any]:
+        """The attributes of a holder with the rows of `samples` (bool [B]) from `old`."""
+        mix: dict[str, Any] = mixed(new, old, samples)
+        return mix
+
+    def was_full(self) -> bool | None:
+        """Whether the latest evaluation was computed in full; None where the cache had no say."""
+        return self.clock.full
+
+    def __enter__(self) -> "CacheAdapter":
+        with ExitStack() as stack:
+            for installed in self.installed():
+                stack.enter_context(installed)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._stack.close()
+
+
+@contextmanager
+def replaced(owner: Any, attributes: Mapping[str, Any]) -> Iterator[None]:
+    """While entered, `owner` has these attributes of its own in the place of those that it had."""
+    entries = vars(owner)
+    before = {name: entries[name] for name in attributes if name in entries}
+    entries.update(attributes)
+    try:
+        yield
+    finally:
+        for name in attributes:
+            del entries[name]
+        entries.update(before)
