@@ -15,10 +15,13 @@ def copied(generator):
     return twin
 
 
-def corrected_run(predict, scheduler, x, relaxations=(0.5,), selected=None, generator=None, taken=None, **settings):
+def corrected_run(
+    predict, scheduler, x, relaxations=(0.5,), selected=None, generator=None, taken=None, after=None, **settings
+):
     """The final state of x <- x + lambda (Phi(e(x)) - x) at the selected steps (None: all), with x_t fixed in Phi.
 
     predict: (x, t) -> e. The scheduler's timesteps are already set. The real step takes the relaxed output.
+    after: what the pipeline does to the state between two steps, (i, x) -> x.
     taken: a list that gets, for each corrected step, the corrected state and the real step of the relaxed output.
     """
     if generator is not None:
@@ -27,6 +30,7 @@ def corrected_run(predict, scheduler, x, relaxations=(0.5,), selected=None, gene
         e = predict(x, t)
         if selected is not None and i not in selected:
             x = scheduler.step(e, t, x, **settings).prev_sample
+            x = x if after is None else after(i, x)
             continue
         frozen = copy.deepcopy(scheduler)
 
@@ -42,7 +46,7 @@ def corrected_run(predict, scheduler, x, relaxations=(0.5,), selected=None, gene
         stepped = scheduler.step(relaxed, t, x, **settings).prev_sample
         if taken is not None:
             taken.append((state, stepped))
-        x = state
+        x = state if after is None else after(i, state)
     return x
 
 

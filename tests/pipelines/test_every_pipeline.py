@@ -17,6 +17,7 @@ from tiny_models import ddim_pipe, noise, tiny_unet
 import iec
 
 from . import tiny_diffusers as tiny
+from .by_hand import corrected_run
 from .repeated_timesteps import RepeatedTimesteps
 from .schedulers import FLOW_MATCHING
 from .tiny_diffusers import generators, latents, part, piped, prompts, sd_pipe, sd_unet
@@ -195,3 +196,41 @@ def test_a_corrected_pipeline_equals_repeated_timesteps_bit_for_bit(name, record
     assert (corrected - plain).abs().max() > 1e-3
     assert summary.warnings == []
     assert len(summary.corrected) == summary.num_steps
+
+
+def test_inpainting_with_4_channels_equals_the_loop_bit_for_bit(record_property):
+    """Between two steps the pipeline puts the noised picture back outside the mask, by the index of the next step."""
+    record_property("pipeline", "StableDiffusionInpaintPipeline, 4 channels")
+    record_property("scheduler", "DDIMScheduler")
+    mask, picture, start = (noise(2, 1, 8, 8, seed=54) > 0).float(), latents(seed=55), latents()
+    pipe = sd_pipe(ddim(), "StableDiffusionInpaintPipeline", vae=tiny.vae())
+
+    def draw():
+        call = {"image": picture, "mask_image": mask, "masked_image_latents": latents(), "latents": start, **TEXT}
+        return pipe(height=8, width=8, num_inference_steps=STEPS, output_type="latent", **call).images
+
+    plain = draw()
+    iec.enable(pipe, CONFIG)
+    corrected = draw()
+    iec.enable(pipe, iec.IECConfig(relaxation=0.0))
+    assert torch.equal(draw(), plain)
+    iec.disable(pipe)
+    assert torch.equal(draw(), plain)
+
+    scheduler = ddim()
+    scheduler.set_timesteps(STEPS)
+    context = torch.cat([TEXT["negative_prompt_embeds"], TEXT["prompt_embeds"]])
+
+    def predict(x, t):
+        unconditional, conditional = sd_unet()(torch.cat([x, x]), t, context).sample.chunk(2)
+        return unconditional + 7.5 * (conditional - unconditional)
+
+    def put_back(i, x):
+        later = scheduler.timesteps[i + 1 : i + 2]
+        known = scheduler.add_noise(picture, start, later) if len(later) else picture
+        return (1 - mask) * known + mask * x
+
+    with torch.no_grad():
+        expected = corrected_run(predict, scheduler, start, (0.5, 0.5), after=put_back)
+    assert torch.equal(corrected, expected)
+    assert (corrected - plain).abs().max() > 1e-3

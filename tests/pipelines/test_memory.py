@@ -4,9 +4,12 @@ import gc
 
 import pytest
 import torch
-from tiny_models import LiveTensors, ddim_pipe, draw, tiny_unet
+from diffusers import DDIMScheduler
+from tiny_models import LiveTensors, ddim_pipe, draw, on_evaluation, tiny_unet
 
 import iec
+
+from .tiny_diffusers import prompts, sd_pipe, vae
 
 BATCH, SIZE = 4, 32
 LATENT = BATCH * 3 * SIZE * SIZE * 4
@@ -44,6 +47,24 @@ def test_nothing_stays_alive_after_a_run_but_the_summary():
     iec.enable(pipe)
     in_the_summary = 3 * BATCH * (4 + 1)  # per step and sample: a residual, and whether it fell back
     assert left_behind(pipe) <= plain + in_the_summary
+
+
+def test_an_encoder_before_the_first_step_is_not_recorded():
+    """Image to image encodes its picture after the timesteps are set; what its layers computed is not kept."""
+    pipe = sd_pipe(DDIMScheduler(), "StableDiffusionImg2ImgPipeline", vae=vae())
+    picture = torch.zeros(1, 3, 64, 64)
+
+    def alive_at_the_first_evaluation():
+        seen = []
+        gc.collect()
+        with LiveTensors() as live, on_evaluation(pipe.unet, lambda x: seen.append(live.bytes)):
+            pipe(image=picture, num_inference_steps=2, strength=1.0, output_type="latent", **prompts(1))
+        return seen[0]
+
+    plain = alive_at_the_first_evaluation()
+    with iec.enabled(pipe):
+        corrected = alive_at_the_first_evaluation()
+    assert corrected - plain < 16 * 4 * 64 * 64 * 4  # latents; the layers of the encoder would be three times that
 
 
 def test_the_counter_of_live_tensors_counts():

@@ -15,6 +15,7 @@ from iec.method.steps import select_steps
 from iec.method.summary import StepRecord, Summary
 from iec.pipelines.caches import CacheAdapter, Call, caches_of
 from iec.pipelines.guided_output import GuidedOutput
+from iec.pipelines.guiders import GuiderHooks, has_guider
 from iec.pipelines.recording import Event, Recorder
 from iec.pipelines.step_map import StepMap, previous_sample, with_previous_sample
 from iec.runtime import Part, Participant, Run, timestep_of
@@ -45,13 +46,18 @@ class CorrectedRun(Part):
         self._begun = False
 
     def __enter__(self) -> "CorrectedRun":
-        networks = {id(c): c for c in self.run.pipe.components.values() if isinstance(c, torch.nn.Module)}
+        components = self.run.pipe.components.values()
+        networks = {id(c): c for c in components if isinstance(c, torch.nn.Module)}
+        guided = has_guider(components)
         with ExitStack() as stack:
             stack.callback(self.recorder.stop)
             for network in networks.values():
                 caches = stack.enter_context(caches_of(network, self.run.clock))
                 self.caches.extend(caches)
-                stack.enter_context(self.run.intercept(network, _bound(self.recorder.evaluate, caches)))
+                surroundings: list[CacheAdapter | GuiderHooks] = list(caches)
+                if guided:
+                    surroundings.append(GuiderHooks(network))
+                stack.enter_context(self.run.intercept(network, _bound(self.recorder.evaluate, surroundings)))
             self._stack = stack.pop_all()
         return self
 
@@ -126,14 +132,14 @@ class CorrectedRun(Part):
         return with_previous_sample(stepped, torch.where(changed, result.state.to(previous.dtype), previous))
 
 
-def _bound(handler: Handler, caches: Sequence[CacheAdapter]) -> Handler:
-    """`handler` for a network with `caches`."""
-    if not caches:
+def _bound(handler: Handler, surroundings: Sequence[CacheAdapter | GuiderHooks]) -> Handler:
+    """`handler` for a network whose calls are bound to what surrounds them: the contexts of caches, guiders' hooks."""
+    if not surroundings:
         return handler
 
     def handle(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        for cache in caches:
-            call = cache.bound(call)
+        for surrounding in surroundings:
+            call = surrounding.bound(call)
         return handler(call, args, kwargs)
 
     return handle

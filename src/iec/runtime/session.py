@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModularPipeline
 
 from iec.method.clock import Clock
 from iec.runtime.hooks import Handler, install, uninstall
@@ -81,11 +81,13 @@ class Run:
     def intercept(self, module: torch.nn.Module, handler: Handler) -> AbstractContextManager[Any]:
         """While entered, calls of `module` in this run go through `handler(original, args, kwargs)`.
 
-        The hook stands outside a compiled region, so compiled modules stay compiled.
+        An autoencoder's `encode` and `decode` are calls too. The hook stands outside a compiled region, so compiled
+        modules stay compiled.
         """
         stack = ExitStack()
-        name = "forward" if getattr(module, "_compiled_call_impl", None) is None else "_compiled_call_impl"
-        stack.callback(uninstall, install(module, name, _module_handler))
+        forward = "forward" if getattr(module, "_compiled_call_impl", None) is None else "_compiled_call_impl"
+        for name in (forward, *(name for name in ("encode", "decode") if callable(getattr(module, name, None)))):
+            stack.callback(uninstall, install(module, name, _module_handler))
         self._modules[id(module)] = handler
         return stack
 
@@ -154,7 +156,7 @@ class _Attachment:
 
 def require_pipeline(pipe: Any) -> None:
     """Raise TypeError or ValueError unless `pipe` is a diffusers pipeline with a scheduler and a network."""
-    if not isinstance(pipe, DiffusionPipeline):
+    if not isinstance(pipe, (DiffusionPipeline, ModularPipeline)):
         raise TypeError(f"A diffusers pipeline is needed, but a {type(pipe).__name__} was given.")
     if getattr(pipe, "scheduler", None) is None or not hasattr(pipe.scheduler, "step"):
         raise ValueError(f"This {type(pipe).__name__} has no scheduler to follow.")
