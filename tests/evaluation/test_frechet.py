@@ -5,7 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iec.evaluation.frechet import Moments, frechet_distance, is_rank_deficient, square_root
+from iec.evaluation.frechet import (
+    Moments,
+    frechet_distance,
+    frechet_influence,
+    is_rank_deficient,
+    square_root,
+)
 
 
 def draw(n: int, d: int, seed: int, spread: float = 1.0) -> torch.Tensor:
@@ -132,3 +138,29 @@ def test_moments_of_too_few_images_are_refused():
 def test_rank_deficiency_is_foretold(n):
     rank = torch.linalg.matrix_rank(torch.cov(draw(n, 6, seed=n).T), hermitian=True).item()
     assert is_rank_deficient(n, 6) == (rank < 6)
+
+
+def test_influence_is_the_derivative_of_the_distance_to_the_weight_of_an_image():
+    n, mean_a, a = 400, torch.full((4,), 0.2, dtype=torch.float64), moments(draw(90, 4, 1))[1]
+    features = draw(n, 4, 2, spread=0.7)
+
+    def distance(weights):
+        mean = weights @ features / weights.sum()
+        centred = features - mean
+        return frechet_distance(mean_a, a, mean, (centred.T * weights) @ centred / weights.sum())
+
+    ones = torch.ones(n, dtype=torch.float64)
+    biased = torch.cov(features.T, correction=0)
+    influence = frechet_influence(features, mean_a, square_root(a), features.mean(0), biased)
+    for i in (0, 7, 399):
+        step = torch.zeros(n, dtype=torch.float64)
+        step[i] = 1e-3
+        derivative = (distance(ones + step) - distance(ones - step)) / 2e-3
+        assert influence[i].item() / n == pytest.approx(derivative, rel=1e-4)
+
+
+def test_influence_is_finite_where_the_covariance_is_singular():
+    features = draw(12, 20, 3)
+    mean, covariance = moments(features)
+    influence = frechet_influence(features, torch.zeros(20), square_root(torch.eye(20)), mean, covariance)
+    assert torch.isfinite(influence).all()

@@ -3,12 +3,13 @@
 The reference is held fixed: an interval says how the value would vary with other images from the same generator.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
-from iec.evaluation.frechet import frechet_distance_to_root, square_root
+from iec.evaluation.frechet import Moments, frechet_distance_to_root, frechet_influence, square_root
 from iec.evaluation.kernel import KernelTerms, kernel_distance
 from iec.evaluation.psnr import decibels
 from iec.models.features import Reference
@@ -34,13 +35,28 @@ class Estimate:
         return self.low > 0 or self.high < 0
 
 
+def bootstrap(
+    statistic: Callable[[torch.Tensor], torch.Tensor], n: int, replicates: int = 2000, seed: int = 0
+) -> Estimate:
+    """`statistic` of n images with its percentile interval, from `replicates` resamplings of them.
+
+    statistic: of weights float64 [r, n], each row of which counts how often a resampling took each image, r values.
+    Raises ValueError for fewer than 10 images.
+    """
+    _require_enough(n)
+    if replicates < 1:
+        raise ValueError(f"replicates must be at least 1, but is {replicates}.")
+    value = statistic(torch.ones(1, n, dtype=torch.float64)).item()
+    values = torch.cat([statistic(weights) for weights in _weights(n, replicates, seed)])
+    return Estimate(value, *_percentiles(values))
+
+
 def bootstrap_kernel_distance(terms: KernelTerms, replicates: int = 2000, seed: int = 0) -> Estimate:
     """The kernel distance with its percentile interval, from `replicates` resamplings of the images.
 
     Raises ValueError for fewer than 10 images.
     """
-    values = _replicate(lambda weights: kernel_distance(terms, weights), terms.n, replicates, seed)
-    return Estimate(kernel_distance(terms).item(), *_percentiles(values))
+    return bootstrap(lambda weights: kernel_distance(terms, weights), terms.n, replicates, seed)
 
 
 def bootstrap_kernel_difference(
@@ -54,31 +70,35 @@ def bootstrap_kernel_difference(
     if terms_a.n != terms_b.n:
         raise ValueError(f"A paired difference needs as many images in both sets, not {terms_a.n} and {terms_b.n}.")
 
-    def difference(weights: torch.Tensor | None = None) -> torch.Tensor:
+    def difference(weights: torch.Tensor) -> torch.Tensor:
         return kernel_distance(terms_a, weights) - kernel_distance(terms_b, weights)
 
-    return Estimate(difference().item(), *_percentiles(_replicate(difference, terms_a.n, replicates, seed)))
+    return bootstrap(difference, terms_a.n, replicates, seed)
 
 
-def bootstrap_frechet(features: torch.Tensor, reference: Reference, replicates: int = 200, seed: int = 0) -> Estimate:
-    """The Frechet distance of features [n, d], n at least 10, to the reference, with value +- 1.96 standard errors.
+def bootstrap_frechet(features: torch.Tensor, reference: Reference) -> Estimate:
+    """The Frechet distance of features [n, d], n at least 10, to the reference; see `estimate_frechet`."""
+    moments = Moments(features.shape[-1])
+    moments.add(features)
+    return estimate_frechet(moments, features, reference.mean, reference.covariance)
+
+
+def estimate_frechet(
+    moments: Moments, features: torch.Tensor, reference_mean: torch.Tensor, reference_covariance: torch.Tensor
+) -> Estimate:
+    """The Frechet distance of all images in `moments`, with value +- 1.96 standard errors.
 
     The value is the plain distance, which n images make too large by about c/n; the interval says how it would vary
-    with n other images, so it serves to compare sets of the same size. It is not made of percentiles: a resampling
-    estimates the covariance from an estimate and makes the error once more, so resampled distances lie too high.
-    200 replicates, because each takes an eigendecomposition, and a standard error needs no more.
+    with n other images, so it serves to compare sets of the same size. It is not made of resampled distances: a
+    resampling estimates the covariance from an estimate and makes the error once more, so they lie too high. The
+    standard error is what the bootstrap's becomes with many replicates, from the influence of each of `features`
+    [m, d], m at least 10: all images, or a random choice from them.
     """
-    exact = features.double()
-    root = square_root(reference.covariance)
-
-    def distances(weights: torch.Tensor) -> torch.Tensor:
-        return torch.tensor(
-            [frechet_distance_to_root(reference.mean, root, *_moments(exact, row)) for row in weights],
-            dtype=torch.float64,
-        )
-
-    value = distances(torch.ones(1, len(exact), dtype=torch.float64)).item()
-    spread = 1.96 * _replicate(distances, len(exact), replicates, seed).std().item()
+    _require_enough(len(features))
+    root, mean, covariance = square_root(reference_covariance), moments.mean, moments.covariance
+    value = frechet_distance_to_root(reference_mean, root, mean, covariance)
+    influence = frechet_influence(features, reference_mean, root, mean, covariance)
+    spread = 1.96 * influence.std().item() / math.sqrt(moments.n)
     return Estimate(value, value - spread, value + spread)
 
 
@@ -87,8 +107,7 @@ def bootstrap_mean(values: torch.Tensor, replicates: int = 2000, seed: int = 0) 
     exact = values.double()
     if exact.dim() != 1 or not torch.isfinite(exact).all():
         raise ValueError("A mean needs finite values [n]; for PSNRs, some infinite, use the interval of the mean PSNR.")
-    means = _replicate(lambda weights: weights @ exact / len(exact), len(exact), replicates, seed)
-    return Estimate(exact.mean().item(), *_percentiles(means))
+    return bootstrap(lambda weights: weights @ exact / len(exact), len(exact), replicates, seed)
 
 
 def bootstrap_psnr(squared_errors: torch.Tensor, replicates: int = 2000, seed: int = 0) -> Estimate:
@@ -99,13 +118,9 @@ def bootstrap_psnr(squared_errors: torch.Tensor, replicates: int = 2000, seed: i
     return Estimate(value, low, high)
 
 
-def _replicate(statistic: Callable[[torch.Tensor], torch.Tensor], n: int, replicates: int, seed: int) -> torch.Tensor:
-    """`statistic` of weights [r, n], each row of which counts how often a resampling took each image."""
+def _require_enough(n: int) -> None:
     if n < MINIMUM_IMAGES:
         raise ValueError(f"A bootstrap interval needs at least {MINIMUM_IMAGES} images, but there are {n}.")
-    if replicates < 1:
-        raise ValueError(f"replicates must be at least 1, but is {replicates}.")
-    return torch.cat([statistic(weights) for weights in _weights(n, replicates, seed)])
 
 
 def _weights(n: int, replicates: int, seed: int) -> Iterator[torch.Tensor]:
@@ -115,13 +130,6 @@ def _weights(n: int, replicates: int, seed: int) -> Iterator[torch.Tensor]:
         taken = torch.randint(0, n, (min(rows, replicates - start), n), generator=generator)
         ones = torch.ones(taken.shape, dtype=torch.float64)
         yield torch.zeros_like(ones).scatter_add_(1, taken, ones)
-
-
-def _moments(features: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    n = weights.sum()
-    mean = weights @ features / n
-    centred = features - mean
-    return mean, (centred.T * weights) @ centred / (n - 1)
 
 
 def _percentiles(values: torch.Tensor) -> tuple[float, float]:
