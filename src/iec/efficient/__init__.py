@@ -1,6 +1,6 @@
 """Efficient models: feature caching, quantization, and both together, on any pipeline or denoiser."""
 
-from iec.efficient.applying import applied, apply, load_plan, remove
+from iec.efficient.applying import applied, apply, load_plan, model_bytes, remove
 from iec.efficient.cachequant import CacheQuantConfig, CacheQuantPlan
 from iec.efficient.caching import DeepCacheConfig
 from iec.efficient.calibrating import calibrate
@@ -16,5 +16,6 @@ __all__ = [
     "apply",
     "calibrate",
     "load_plan",
+    "model_bytes",
     "remove",
 ]

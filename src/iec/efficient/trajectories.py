@@ -59,8 +59,9 @@ class _Calls:
         self.pipe, self.inputs = pipe, inputs
         self.given: dict[str, Any] = {"num_inference_steps": num_steps}
         if "output_type" in inspect.signature(type(pipe).__call__).parameters:
-            # Decoding latents would cost more than a step, and nothing of it is calibrated.
-            self.given["output_type"] = "latent" if getattr(pipe, "vae", None) is not None else "np"
+            # Decoding latents would cost more than a step, and nothing of it is calibrated; not every dtype has a
+            # form in NumPy.
+            self.given["output_type"] = "latent" if getattr(pipe, "vae", None) is not None else "pt"
         self.parameters = call_parameters(pipe, inputs, {*self.given, "generator"})
         for name, value in inputs.items():
             if isinstance(value, list) and not value:

@@ -45,6 +45,9 @@ class Participant:
         """Its part in one run."""
         return Part()
 
+    def before_saving(self) -> None:
+        """Called before the pipeline is saved; raises where that would lose something."""
+
 
 class Run:
     """One call of a pipeline.
@@ -149,9 +152,16 @@ class _Attachment:
             finally:
                 attachment.calling.release()
 
+        @functools.wraps(base.save_pretrained)
+        def save(pipe: DiffusionPipeline, *args: Any, **kwargs: Any) -> Any:
+            for participant in attachment.participants.values():
+                participant.before_saving()
+            return base.save_pretrained(pipe, *args, **kwargs)
+
         names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
         self.call = call
-        return type(base.__name__, (base,), {**names, "__call__": call, "_iec_attachment": self})
+        own = {"__call__": call, "save_pretrained": save, "_iec_attachment": self}
+        return type(base.__name__, (base,), {**names, **own})
 
 
 def require_pipeline(pipe: Any) -> None:

@@ -29,7 +29,7 @@ class CacheQuantConfig:
     weights: int | None = 8
     activations: int = 8
     storage: Storage = "simulate"
-    keep_original: bool = True
+    keep_original: bool | None = None
 
     def __post_init__(self) -> None:
         DeepCacheConfig(self.interval, self.branch)

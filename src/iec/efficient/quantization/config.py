@@ -14,7 +14,8 @@ class QuantizationConfig:
     attention: whether queries, keys and values (in `activations` bits) and the softmax output (in `softmax` bits) are
         quantized too. steps_per_group: how many sampling steps share the grids of an activation.
     storage: `simulate` keeps the float weights, `packed` a byte or half a byte per weight, dequantized on use.
-    keep_original: in `packed`, whether the float layers are kept too, without which they cannot be put back.
+    keep_original: in `packed`, whether the float layers are kept too. None: no, since `remove` can read them again from
+        the folder that the model was loaded from; `apply` refuses a model for which it could not. False: not even then.
 
     Raises ValueError or TypeError for bits outside 2..8, groups below 1, or an unknown storage.
     """
@@ -26,7 +27,7 @@ class QuantizationConfig:
     attention: bool = True
     steps_per_group: int = 1
     storage: Storage = "simulate"
-    keep_original: bool = True
+    keep_original: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("weights", "activations", "first_last", "softmax"):

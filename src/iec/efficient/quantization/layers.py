@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from iec.efficient.quantization.activations import StepQuantizer, step_of_run
+from iec.efficient.quantization.emptied import emptied, refill
 from iec.efficient.quantization.quantizer import Grid
 from iec.efficient.quantization.weights import PackedWeight, QuantizedWeight, SimulatedWeight
 
@@ -29,6 +30,8 @@ class QuantizedLayer(nn.Module):
     original: the float layer, kept so that it can be put back; None where only the codes remain.
     """
 
+    blank: nn.Module
+    like: torch.Tensor
     scale: torch.Tensor | None
     shift: torch.Tensor | None
 
@@ -39,7 +42,7 @@ class QuantizedLayer(nn.Module):
         inputs: Sequence[StepQuantizer],
         split: int | None = None,
         storage: Storage = "simulate",
-        keep_original: bool = True,
+        keep_original: bool | None = True,
     ) -> None:
         super().__init__()
         operation = operation_of(layer)
@@ -60,6 +63,10 @@ class QuantizedLayer(nn.Module):
         self.bias: nn.Parameter | None = layer.bias
         self.inputs = nn.ModuleList(inputs)
         self.original = layer if keep_original or storage == "simulate" else None
+        if self.original is None:
+            # Past nn.Module, which could not move it to another device.
+            self.__dict__["blank"] = emptied(layer)
+            self.register_buffer("like", layer.weight.new_empty(0), persistent=False)
         self.channel_axis = 1 - layer.weight.dim()
         self.train(layer.training)
         self.set_correction(None, None)
@@ -81,6 +88,14 @@ class QuantizedLayer(nn.Module):
             weight = torch.cat([first, weight[:, self.widths[0] :]], 1)
             bias = shift if bias is None else bias + shift
         return self.operation(self.quantize_input(x), weight, bias)
+
+    def restored(self, source: nn.Module | None) -> nn.Module:
+        """The float layer: the one that was kept, or what was left of it with the weights of `source`."""
+        if self.original is not None:
+            return self.original
+        assert source is not None
+        refill(self.blank, source, self.like)
+        return self.blank.train(self.training)
 
     def quantize_input(self, x: torch.Tensor) -> torch.Tensor:
         """`x` on the grids of the current step."""

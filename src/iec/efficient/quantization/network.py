@@ -1,6 +1,6 @@
 """A network's layers and attentions replaced by quantized ones, and put back bit for bit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,16 +85,22 @@ def quantized_copy(
     return QuantizedLayer(layer, weight_grids[name], inputs, target.split, config.storage, config.keep_original)
 
 
-def restore_network(network: nn.Module) -> None:
+def restore_network(network: nn.Module, read: Callable[[], nn.Module] | None = None) -> None:
     """Put back what `quantize_network` replaced, the very same modules; a float network is left alone.
 
-    Raises ValueError, before anything is changed, where the float layers were not kept.
+    read: gives the float network, for layers that were not kept. Raises ValueError, before anything is changed, where
+    it cannot, or is needed and None.
     """
-    layers: dict[nn.Module, nn.Module] = {}
-    for name, layer in quantized_layers(network):
-        if layer.original is None:
-            raise ValueError(f"The float weights of '{name}' were not kept, so the network cannot be restored.")
-        layers[layer] = layer.original
+    quantized = dict(quantized_layers(network))
+    source: nn.Module | None = None
+    if any(layer.original is None for layer in quantized.values()):
+        if read is None:
+            raise ValueError("The float weights of this network were not kept, so it cannot be restored.")
+        source = read()
+    layers: dict[nn.Module, nn.Module] = {
+        layer: layer.restored(None if source is None else source.get_submodule(name))
+        for name, layer in quantized.items()
+    }
     for module in list(network.modules()):
         processor = getattr(module, "processor", None)
         if isinstance(processor, OperandProcessor):
@@ -103,13 +109,9 @@ def restore_network(network: nn.Module) -> None:
 
 
 def quantized_class(base: type[Any]) -> type[Any]:
-    """A subclass of `base`, of the same name, that is not saved: its weights have another form than `base` loads."""
-
-    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> None:
-        raise ValueError("A quantized model is not saved: save its plan with plan.save_pretrained, or remove it first.")
-
+    """A subclass of `base`, of the same name, for as long as a network is quantized."""
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-    return type(base.__name__, (base,), {**names, "save_pretrained": save_pretrained})
+    return type(base.__name__, (base,), names)
 
 
 def stored_bytes(network: nn.Module) -> int:

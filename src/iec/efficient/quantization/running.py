@@ -1,17 +1,22 @@
-"""A quantized pipeline's part in its runs."""
+"""A calibrated pipeline's part in its runs."""
+
+from typing import Any
 
 from iec.efficient.quantization.activations import require_steps
 from iec.runtime import Part, Participant, Run
 
 
 class LengthCheck(Participant):
-    """Refuses a run of another length than `num_steps` before its first evaluation."""
+    """Refuses a run of another length than `num_steps` before its first evaluation, and to be saved."""
 
     def __init__(self, num_steps: int) -> None:
         self.num_steps = num_steps
 
     def join(self, run: Run) -> Part:
         return _LengthPart(run, self.num_steps)
+
+    def before_saving(self) -> None:
+        refuse_saving()
 
 
 class _LengthPart(Part):
@@ -20,3 +25,8 @@ class _LengthPart(Part):
 
     def steps_known(self) -> None:
         require_steps(self.num_steps, self.run.clock.num_steps)
+
+
+def refuse_saving(*args: Any, **kwargs: Any) -> None:
+    """Raise ValueError: what a plan is applied to has weights of another form, or would be saved without its plan."""
+    raise ValueError("A model is not saved with a plan applied: save the plan with plan.save_pretrained, or remove it.")
