@@ -70,3 +70,44 @@ def test_a_float32_loop_around_a_bfloat16_network():
     assert not torch.equal(corrected, expected)
     with iec.enabled(pipe, iec.IECConfig(relaxation=0.0)):
         assert torch.equal(pipe(x), expected)
+
+
+# Corrections that the latents' dtype cannot hold
+
+
+@pytest.mark.parametrize("mode", ["relative", "absolute"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_correction_below_the_resolution_of_the_latents_is_reported(dtype, mode):
+    pipe = ddim_pipe(tiny_unet().to(dtype))
+    plain = draw(pipe)
+    with iec.enabled(pipe, iec.IECConfig(relaxation=1e-5, tolerance=0.0, tolerance_mode=mode)):
+        corrected = draw(pipe)
+        assert "4 of 4 corrected steps (the first is step 0)" in str(iec.summary(pipe))
+        assert "float32" in str(iec.summary(pipe))
+    # What is rounded away may still turn a tie; nothing more than one unit in the last place.
+    assert (corrected - plain).abs().max() <= 4 * torch.finfo(dtype).eps
+    with iec.enabled(pipe, iec.IECConfig(relaxation=1.5, tolerance=0.0, tolerance_mode=mode, steps=[0, 1])):
+        draw(pipe)
+        assert iec.summary(pipe).all_warnings == []
+
+
+def test_the_bound_is_half_a_unit_in_the_last_place():
+    """The residuals of a step decide, summed over its passes."""
+    pipe = ddim_pipe(tiny_unet().to(torch.bfloat16))
+    half = torch.finfo(torch.bfloat16).eps / 2
+    seen = set()
+    for relaxation in (0.01, 0.03, 0.1, 0.3, 1.0):
+        with iec.enabled(pipe, iec.IECConfig(relaxation, num_iterations=2, steps=[0], tolerance=0.0)):
+            draw(pipe)
+            summary = iec.summary(pipe)
+        below = bool((torch.stack(summary.steps[0].residuals).sum(0) < half).all())
+        assert bool(summary.all_warnings) == below
+        seen.add(below)
+    assert seen == {True, False}
+
+
+def test_float32_latents_hold_any_correction():
+    pipe = ddim_pipe()
+    with iec.enabled(pipe, iec.IECConfig(relaxation=1e-4, tolerance=0.0)):
+        draw(pipe)
+        assert iec.summary(pipe).all_warnings == []

@@ -1,7 +1,7 @@
 """Correction as a participant of a pipeline's runs: what happens around each `scheduler.step` call."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,9 +14,11 @@ from iec.method.errors import require_finite
 from iec.method.steps import select_steps
 from iec.method.summary import StepRecord, Summary
 from iec.pipelines.caches import CacheAdapter, Call, caches_of
+from iec.pipelines.errors import IECUnsupportedError
 from iec.pipelines.guided_output import GuidedOutput
 from iec.pipelines.guiders import GuiderHooks, has_guider
 from iec.pipelines.recording import Event, Recorder
+from iec.pipelines.resolution import is_rounded_away
 from iec.pipelines.step_map import StepMap, previous_sample, with_previous_sample
 from iec.runtime import Part, Participant, Run, timestep_of
 from iec.runtime.hooks import Handler
@@ -42,6 +44,7 @@ class CorrectedRun(Part):
         self.recorder = Recorder()
         self.selected: frozenset[int] = frozenset()
         self.summary = Summary(0, 0)
+        self.rounded_away: list[int] = []
         self._stack = ExitStack()
         self._begun = False
 
@@ -64,12 +67,25 @@ class CorrectedRun(Part):
     def __exit__(self, *exception: Any) -> None:
         self._stack.close()
         if self.summary.steps:
-            made, planned = len(self.summary.steps), self.summary.num_steps
-            if made != planned and exception[0] is None:
-                self.summary.warnings.append(
-                    f"The pipeline took {made} steps where its scheduler had {planned} timesteps."
-                )
+            self.summary.warnings += self._warnings(completed=exception[0] is None)
             self.corrector.latest = self.summary
+        elif exception[0] is None and self.config.num_iterations:
+            raise IECUnsupportedError(
+                f"This {type(self.run.pipe).__name__} took no step of its own scheduler, so nothing could be "
+                "corrected: disable correction for it (iec.disable)."
+            )
+
+    def _warnings(self, completed: bool) -> Iterator[str]:
+        made, planned = len(self.summary.steps), self.summary.num_steps
+        if made != planned and completed:
+            yield f"The pipeline took {made} steps where its scheduler had {planned} timesteps."
+        if self.rounded_away:
+            count, corrected = len(self.rounded_away), len(self.summary.corrected)
+            yield (
+                f"At {count} of {corrected} corrected steps (the first is step {self.rounded_away[0]}) the correction "
+                "was below the resolution of the latents' dtype and was rounded away: keep the latents in float32, or "
+                "correct only the other steps."
+            )
 
     def steps_known(self) -> None:
         clock = self.run.clock
@@ -128,6 +144,8 @@ class CorrectedRun(Part):
         assert result.output is not None
         stepped = step_map.commit(result.output.to(step_map.output.dtype))
         previous = previous_sample(stepped)
+        if is_rounded_away(result, previous.dtype, self.config):
+            self.rounded_away.append(record.step)
         changed = result.changed.view(-1, *[1] * (previous.dim() - 1))
         return with_previous_sample(stepped, torch.where(changed, result.state.to(previous.dtype), previous))
 

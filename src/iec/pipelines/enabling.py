@@ -6,6 +6,7 @@ from diffusers import DiffusionPipeline
 
 from iec.method.config import IECConfig
 from iec.method.summary import Summary
+from iec.pipelines.conflicts import require_no_conflict
 from iec.pipelines.corrector import Corrector
 from iec.runtime import attach, detach, participant, require_pipeline
 
@@ -15,11 +16,12 @@ _NAME = "correction"
 def enable(pipe: DiffusionPipeline, config: IECConfig | None = None) -> None:
     """Correct every later run of `pipe`; a second call replaces the first. None: the paper's defaults.
 
-    Raises TypeError or ValueError where `pipe` is no pipeline with a scheduler and a network, RuntimeError where it
-    is being called.
+    Raises TypeError or ValueError where `pipe` is no pipeline with a scheduler and a network, IECUnsupportedError
+    where it is one that is known not to fit, RuntimeError where it is being called.
     """
     if config is not None and not isinstance(config, IECConfig):
         raise TypeError(f"config must be an iec.IECConfig, but is a {type(config).__name__}.")
+    require_no_conflict(pipe)
     attach(pipe, _NAME, Corrector(IECConfig() if config is None else config))
 
 
