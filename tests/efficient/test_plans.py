@@ -238,7 +238,7 @@ def test_only_the_full_model_is_calibrated(plan, technique):
 
 def test_other_arguments_are_refused(plan):
     for call in (
-        lambda: calibrate(pipe_of(), DeepCacheConfig(), STEPS),
+        lambda: calibrate(pipe_of(), plan, STEPS),
         lambda: calibrate(unet_of(), QuantizationConfig(), STEPS),
         lambda: apply(pipe_of(), QuantizationConfig()),
     ):

@@ -11,6 +11,8 @@ from iec.efficient.cachequant.plan import KIND as CACHEQUANT
 from iec.efficient.cachequant.plan import CacheQuantPlan
 from iec.efficient.caching.config import DeepCacheConfig
 from iec.efficient.caching.deepcache import cached_class, require_cacheable
+from iec.efficient.caching.plan import KIND as DEEPCACHE
+from iec.efficient.caching.plan import DeepCachePlan
 from iec.efficient.plan_files import read_settings, require_model
 from iec.efficient.quantization.float_source import FloatSource, find_float_source
 from iec.efficient.quantization.layers import Storage
@@ -19,8 +21,11 @@ from iec.efficient.quantization.plan import QuantizationPlan
 from iec.efficient.quantization.running import LengthCheck, refuse_saving
 from iec.runtime import Participant, attach, detach, network_of, require_pipeline
 
-Technique = DeepCacheConfig | QuantizationPlan | CacheQuantPlan
+Plan = DeepCachePlan | QuantizationPlan | CacheQuantPlan
+Technique = DeepCacheConfig | Plan
 
+#: What leaves the weights alone.
+_CACHES = (DeepCacheConfig, DeepCachePlan)
 _NAME = "efficiency"
 _APPLIED = "_iec_applied"
 
@@ -49,12 +54,13 @@ def apply(
     """
     if isinstance(technique, (str, Path)):
         technique = load_plan(technique)
-    if not isinstance(technique, (DeepCacheConfig, QuantizationPlan, CacheQuantPlan)):
+    if not isinstance(technique, Technique):
         raise TypeError(f"apply needs a DeepCacheConfig or a plan, but got a {type(technique).__name__}.")
     technique = _stored(technique, storage, keep_original)
     denoiser = _denoiser(target)
     if isinstance(technique, DeepCacheConfig):
         require_cacheable(denoiser, technique)
+        technique.require_applicable()
     before = applied(target)
     remove(target)
     try:
@@ -65,11 +71,12 @@ def apply(
         raise
 
 
-def load_plan(folder: str | Path) -> QuantizationPlan | CacheQuantPlan:
+def load_plan(folder: str | Path) -> Plan:
     """The plan that `save_pretrained` wrote into `folder`. Raises ValueError where there is none."""
-    if read_settings(folder).get("kind") == CACHEQUANT:
-        return CacheQuantPlan.from_pretrained(folder)
-    return QuantizationPlan.from_pretrained(folder)
+    kind = read_settings(folder).get("kind")
+    if kind == DEEPCACHE:
+        return DeepCachePlan.from_pretrained(folder)
+    return CacheQuantPlan.from_pretrained(folder) if kind == CACHEQUANT else QuantizationPlan.from_pretrained(folder)
 
 
 def remove(target: DiffusionPipeline | nn.Module) -> None:
@@ -80,7 +87,7 @@ def remove(target: DiffusionPipeline | nn.Module) -> None:
     """
     denoiser = _denoiser(target)
     entry = _entry(denoiser)
-    if entry is not None and not isinstance(entry.technique, DeepCacheConfig):
+    if entry is not None and not isinstance(entry.technique, _CACHES):
         restore_network(denoiser, None if entry.floats is None else entry.floats.read)
     if isinstance(target, DiffusionPipeline):
         detach(target, _NAME)
@@ -104,6 +111,8 @@ def _put_on(target: DiffusionPipeline | nn.Module, denoiser: nn.Module, techniqu
     derived: Any
     if isinstance(technique, DeepCacheConfig):
         derived, participant = cached_class(base, technique), Participant()
+    elif isinstance(technique, DeepCachePlan):
+        derived, participant = technique.put_on(denoiser), Participant()
     else:
         floats = _float_source(denoiser, technique)
         derived, participant = technique.put_on(denoiser), LengthCheck(technique.num_steps)

@@ -181,10 +181,10 @@ def test_dps_finds_the_steps_of_the_full_runs_features():
 
 @pytest.mark.parametrize(
     ("schedule", "interval", "searches"),
-    [("auto", 10, False), ("auto", 11, True), ("dps", 2, True), ("uniform", 20, 0)],
+    [("auto", 10, False), ("auto", 11, True), ("dps", 2, True), ("uniform", 20, False), ("centred", 20, False)],
 )
 def test_which_schedule_is_searched(schedule, interval, searches):
-    assert CacheQuantConfig(interval, schedule=schedule).searches == searches
+    assert CacheQuantConfig(interval, schedule=schedule).cache.searches == searches
 
 
 @pytest.mark.parametrize(("config", "stages"), [(CACHE, 1), (QUANTIZED, 3), (replace(QUANTIZED, schedule="dps"), 4)])
@@ -396,7 +396,7 @@ def test_what_cannot_be_calibrated_is_refused_before_anything_is_sampled(config,
         ({"interval": 0}, ValueError),
         ({"interval": 2.5}, TypeError),
         ({"branch": -1}, ValueError),
-        ({"schedule": "centred"}, ValueError),
+        ({"schedule": "power"}, ValueError),
         ({"weights": 1}, ValueError),
         ({"activations": 9}, ValueError),
         ({"storage": "int8"}, ValueError),

@@ -14,6 +14,8 @@ from iec.efficient import DeepCacheConfig, apply
 from iec.method.ddim import alpha_pairs, alphas_cumprod_linear, coefficients, spaced_timesteps
 from iec.runtime import SpacedDDIMScheduler
 
+from .loops import corrected_loop
+
 BRANCH = 1
 STEPS, INTERVAL = 6, 3
 NONE = iec.IECConfig(num_iterations=0)
@@ -53,28 +55,9 @@ class HandCached:
         return output
 
 
-@torch.no_grad()
-def by_hand(x, timesteps, step, relaxations, policy, cached_steps=False, interval=INTERVAL, full_passes=None):
-    """The corrected and cached loop. step: (i, x_t, e) -> x_{t-1}."""
-    hand, stored = HandCached(tiny_unet()), None
-    for i, t in enumerate(timesteps):
-        full = i % interval == 0
-        if full:
-            e, stored = hand.full(x, t)
-        else:
-            e = hand.cached(x, t, stored)
-        state = step(i, x, e)
-        if full or cached_steps:
-            for relaxation in relaxations:
-                if policy == "reuse" and not full:
-                    e = hand.cached(state, t, stored)
-                else:
-                    e, feature = hand.full(state, t)
-                    if policy == "refresh":
-                        stored = feature
-                state = state + relaxation * (step(i, x, e) - state)
-        x = state
-    return x
+def by_hand(x, timesteps, step, relaxations, policy, cached_steps=False, interval=INTERVAL):
+    full_steps = range(0, len(timesteps), interval)
+    return corrected_loop(HandCached(tiny_unet()), x, timesteps, step, full_steps, relaxations, policy, cached_steps)
 
 
 def paper_step(num_steps=STEPS):

@@ -134,6 +134,19 @@ def test_only_the_last_features_are_held():
         assert live.peak - before <= held + 4 * size
 
 
+def test_large_features_of_a_long_run_fit_into_little_memory():
+    """250 steps of 3 MB each: once 39 of them are held, as many are held at every later step."""
+    held = []
+    with LiveTensors() as live:
+        distances = FeatureDistances(250, 20)
+        for step in range(45):
+            distances.add(step, torch.full((1, 192, 64, 64), float(step)))
+            held.append(live.bytes)
+        assert live.peak < 300 * 2**20
+    assert held[38:] == [held[38]] * 7
+    assert distances.table[3, 5] == 5 * 192 * 64 * 64
+
+
 @pytest.mark.parametrize("interval", [0, 6, 100])
 def test_an_interval_beyond_half_of_the_steps_is_refused(interval):
     with pytest.raises(ValueError, match=f"from 1 to half of the steps, but got {interval} for 10 steps"):

@@ -1,9 +1,9 @@
-"""CacheQuant's calibration: the full steps, DEC of the cache, the activations of cached runs, DEC of the quantization.
+"""CacheQuant's calibration: the full steps, DEC of the cache, the activations of cached runs, then DEC of the quantization or
+reconstruction.
 
 Each stage streams over the same full-precision trajectories again, so that no feature has to be kept for the next.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,15 +13,17 @@ import torch
 from iec.efficient.cachequant.config import CacheQuantConfig
 from iec.efficient.cachequant.dec import CacheCorrection, QuantizationCorrection
 from iec.efficient.cachequant.plan import CacheQuantPlan
+from iec.efficient.cachequant.reconstruction import collect_cached, reconstruct_cached
 from iec.efficient.cachequant.recording import recording_cached
 from iec.efficient.cachequant.reentry import reentry_layers
-from iec.efficient.caching.config import DeepCacheConfig
+from iec.efficient.caching.calibration import search_steps
+from iec.efficient.caching.config import CacheSettings
 from iec.efficient.caching.deepcache import branch_of, require_cacheable
-from iec.efficient.caching.dps import FeatureDistances, dps_schedule, require_interval
 from iec.efficient.caching.features import features_of
 from iec.efficient.quantization.coverage import coverage
 from iec.efficient.quantization.network import quantized_copy
 from iec.efficient.quantization.plan import QuantizationPlan
+from iec.efficient.quantization.reconstruction.reconstruct import count_units
 from iec.efficient.quantization.statistics import ActivationStatistics
 from iec.efficient.trajectories import Trajectories
 from iec.method.clock import current_clock
@@ -33,28 +35,23 @@ Progress = Callable[[int, int], None]
 def calibrate_cachequant(
     unet: Any, config: CacheQuantConfig, trajectories: Trajectories, on_progress: Progress = lambda done, total: None
 ) -> CacheQuantPlan:
-    """The plan of `unet`, over trajectories of its pipeline; `on_progress` counts those of all stages.
+    """The plan of `unet`, over trajectories of its pipeline; `on_progress` counts those of all stages, and
+    the units that are reconstructed.
 
     Raises TypeError or ValueError, before anything is sampled, where the network cannot be cached or quantized, or the
     interval does not fit the steps.
     """
-    require_cacheable(unet, DeepCacheConfig(config.interval, config.branch))
-    if config.searches:
-        require_interval(trajectories.num_steps, config.interval)
-    DeepCacheConfig(config.interval).full_steps(trajectories.num_steps)
+    require_cacheable(unet, config.cache)
+    config.cache.require_fit(trajectories.num_steps)
     quantized = config.quantization is not None
     statistics = None if config.quantization is None else ActivationStatistics(coverage(unet, config.quantization))
-    stages = _Stages(trajectories, config.searches + 1 + 2 * quantized, on_progress)
+    units = 0 if config.reconstruction is None or not config.quantization else count_units(unet, config.quantization)
+    stages = _Stages(trajectories, config.cache.searches + 1 + 2 * quantized, units, on_progress)
 
-    full_steps: tuple[int, ...] | None = None
-    if config.searches:
-        distances = _Distances(config.interval)
-        with features_of(unet, config.branch, distances.add):
-            stages.run()
-        # A sampler may make more calls than steps, as PLMS does; the number of full steps is that of its steps.
-        groups = math.ceil(trajectories.num_steps / config.interval)
-        full_steps = dps_schedule(distances.table, config.interval, groups)
-    cache = _Cache(config.interval, full_steps)
+    schedule: CacheSettings = config.cache
+    if config.cache.searches:
+        schedule = search_steps(unet, config.cache, trajectories.num_steps, stages.run)
+    cache = _Cache(schedule)
     with features_of(unet, config.branch, cache.add):
         stages.run()
     correction = cache.correction
@@ -66,6 +63,10 @@ def calibrate_cachequant(
     with recording_cached(unet, statistics, plan):
         stages.run()
     quantization = QuantizationPlan.of(unet, statistics)
+    if config.reconstruction is not None:
+        plan = replace(plan, quantization=quantization)
+        samples, reentry = collect_cached(unet, plan, trajectories, config.reconstruction, stages.next_stage())
+        return reconstruct_cached(unet, plan, samples, reentry, on_progress=stages.units_left)
     layers = _Layers(unet, plan, quantization)
     with features_of(unet, config.branch, layers.add):
         stages.run()
@@ -74,46 +75,36 @@ def calibrate_cachequant(
 
 
 class _Stages:
-    """Runs the trajectories once per stage, with one count of progress."""
+    """Runs the trajectories once per stage, with one count of progress, of reconstructed units at the end too."""
 
-    def __init__(self, trajectories: Trajectories, count: int, on_progress: Progress) -> None:
-        self.trajectories, self.count, self.on_progress, self.finished = trajectories, count, on_progress, 0
+    def __init__(self, trajectories: Trajectories, count: int, units: int, on_progress: Progress) -> None:
+        self.trajectories, self.on_progress, self.finished = trajectories, on_progress, 0
+        self.total = count * trajectories.samples + units
 
     def run(self) -> None:
-        before, total = self.finished * self.trajectories.samples, self.count * self.trajectories.samples
-        self.trajectories.run(lambda done, _: self.on_progress(before + done, total))
+        self.trajectories.run(self.next_stage())
+
+    def next_stage(self) -> Progress:
+        before = self.finished * self.trajectories.samples
         self.finished += 1
+        return lambda done, _: self.on_progress(before + done, self.total)
 
-
-class _Distances:
-    """DPS's distances; how many calls a run makes is known from its first feature on."""
-
-    table: torch.Tensor
-
-    def __init__(self, interval: int) -> None:
-        self.interval = interval
-        self.distances: FeatureDistances | None = None
-
-    def add(self, step: int, feature: torch.Tensor) -> None:
-        if self.distances is None:
-            self.distances = FeatureDistances(current_clock().num_steps, self.interval)
-            self.table = self.distances.table
-        self.distances.add(step, feature)
+    def units_left(self, left: int) -> None:
+        self.on_progress(self.total - left, self.total)
 
 
 class _Cache:
-    """DEC of the cache, with these full steps, or uniform ones."""
+    """DEC of the cache with the full steps of `schedule`; how many calls a run makes its first feature tells."""
 
     correction: CacheCorrection
 
-    def __init__(self, interval: int, full_steps: tuple[int, ...] | None) -> None:
-        self.interval, self.full_steps = interval, full_steps
+    def __init__(self, schedule: CacheSettings) -> None:
+        self.schedule = schedule
 
     def add(self, step: int, feature: torch.Tensor) -> None:
         if not hasattr(self, "correction"):
             num_steps = current_clock().num_steps
-            uniform = DeepCacheConfig(self.interval).full_steps(num_steps)
-            self.correction = CacheCorrection(num_steps, self.full_steps or uniform)
+            self.correction = CacheCorrection(num_steps, self.schedule.full_steps(num_steps))
         self.correction.add(step, feature)
 
 

@@ -1,13 +1,15 @@
 """The settings of CacheQuant."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from iec.efficient.caching.config import DeepCacheConfig
-from iec.efficient.quantization.config import QuantizationConfig
+from iec.efficient.quantization.config import QuantizationConfig, with_reconstruction
 from iec.efficient.quantization.layers import Storage
+from iec.efficient.quantization.reconstruction.config import ReconstructionConfig
 
-Schedule = Literal["auto", "uniform", "dps"]
+Schedule = Literal["auto", "uniform", "centred", "dps"]
 #: Up to this interval the paper's experiments use the uniform schedule, above it DPS.
 LARGEST_UNIFORM_INTERVAL = 10
 
@@ -16,9 +18,10 @@ LARGEST_UNIFORM_INTERVAL = 10
 class CacheQuantConfig:
     """A feature cache and quantization together, with what they lose corrected per channel (DEC).
 
-    interval, branch: as of `DeepCacheConfig`. schedule: `uniform`, `dps` (found by dynamic programming), or `auto`:
-    uniform up to an interval of 10, DPS above it. weights, activations: bits; weights None caches without quantizing.
-    storage, keep_original: as of `QuantizationConfig`.
+    interval, branch: as of `DeepCacheConfig`. schedule: `uniform`, `centred`, `dps` (found by dynamic programming), or
+    `auto`: uniform up to an interval of 10, DPS above it. weights, activations: bits; weights None caches without
+    quantizing. storage, keep_original, reconstruction: as of `QuantizationConfig`; reconstruction takes over from the
+    correction of quantized layers.
 
     Raises ValueError or TypeError for settings that the cache or the quantization refuses.
     """
@@ -30,18 +33,23 @@ class CacheQuantConfig:
     activations: int = 8
     storage: Storage = "simulate"
     keep_original: bool | None = None
+    reconstruction: ReconstructionConfig | None = None
 
     def __post_init__(self) -> None:
-        DeepCacheConfig(self.interval, self.branch)
-        if self.schedule not in ("auto", "uniform", "dps"):
-            raise ValueError(f"Unknown schedule '{self.schedule}': use auto, uniform or dps.")
-        # Made once here so that bad bits are refused at once.
-        self.quantization  # noqa: B018
+        if self.schedule not in ("auto", "uniform", "centred", "dps"):
+            raise ValueError(f"Unknown schedule '{self.schedule}': use auto, uniform, centred or dps.")
+        if self.weights is None and self.reconstruction is not None:
+            raise ValueError("There is nothing to reconstruct without quantization: give the bits of the weights.")
+        # Made once here so that bad settings are refused at once.
+        self.cache, self.quantization  # noqa: B018
 
     @property
-    def searches(self) -> bool:
-        """Whether the full steps are found by DPS."""
-        return self.schedule == "dps" or (self.schedule == "auto" and self.interval > LARGEST_UNIFORM_INTERVAL)
+    def cache(self) -> DeepCacheConfig:
+        """The cache's settings, before its full steps are known."""
+        if self.schedule != "auto":
+            return DeepCacheConfig(self.interval, self.branch, self.schedule)
+        uniform = DeepCacheConfig(self.interval, self.branch)
+        return replace(uniform, schedule="dps") if self.interval > LARGEST_UNIFORM_INTERVAL else uniform
 
     @property
     def quantization(self) -> QuantizationConfig | None:
@@ -49,5 +57,14 @@ class CacheQuantConfig:
         if self.weights is None:
             return None
         return QuantizationConfig(
-            self.weights, self.activations, storage=self.storage, keep_original=self.keep_original
+            self.weights,
+            self.activations,
+            storage=self.storage,
+            keep_original=self.keep_original,
+            reconstruction=self.reconstruction,
         )
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> "CacheQuantConfig":
+        """What `dataclasses.asdict` made of one."""
+        return cls(**with_reconstruction(settings))

@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from iec.efficient.caching.dps import require_interval
 from iec.efficient.caching.schedules import centred_schedule, power_schedule, uniform_schedule
 
-Schedule = Literal["uniform", "centred", "power"]
+Schedule = Literal["uniform", "centred", "power", "dps"]
 
 
 class CacheSettings(Protocol):
@@ -44,8 +45,9 @@ class DeepCacheConfig:
 
     interval: N, on average every N-th step is full.
     branch: the encoder entry at which a cached step turns back (0: the input convolution); None: the model's default,
-        for `UNet2DModel` the first downsampler.
-    schedule: `uniform`, `centred` (densest around step `centre`, by `power`), or `power` (densest at the start).
+        for `UNet2DModel` the first downsampler, for `UNet2DConditionModel` 1.
+    schedule: `uniform`, `centred` (densest around step `centre`, by `power`), `power` (densest at the start), or `dps`
+        (found by calibration).
 
     Raises ValueError or TypeError for an interval below 1, a negative branch, or an unknown schedule.
     """
@@ -69,11 +71,35 @@ class DeepCacheConfig:
             raise ValueError(f"interval must be at least 1, but is {self.interval}.")
         if self.branch is not None and self.branch < 0:
             raise ValueError(f"branch must not be negative, but is {self.branch}.")
-        if self.schedule not in ("uniform", "centred", "power"):
-            raise ValueError(f"Unknown schedule '{self.schedule}': use uniform, centred or power.")
+        if self.schedule not in ("uniform", "centred", "power", "dps"):
+            raise ValueError(f"Unknown schedule '{self.schedule}': use uniform, centred, power or dps.")
+
+    @property
+    def searches(self) -> bool:
+        """Whether the full steps are found by calibration."""
+        return self.schedule == "dps"
+
+    def require_applicable(self) -> None:
+        """Raise ValueError where the full steps are still to be found."""
+        if self.searches:
+            raise ValueError(
+                "The full steps of the schedule dps are found by calibration: apply the plan that "
+                "iec.efficient.calibrate(pipe, config, num_steps) returns."
+            )
+
+    def require_fit(self, num_steps: int) -> None:
+        """Raise ValueError where the schedule does not fit a run of `num_steps`."""
+        if self.searches:
+            require_interval(num_steps, self.interval)
+        else:
+            self.full_steps(num_steps)
 
     def full_steps(self, num_steps: int) -> tuple[int, ...]:
-        """The steps of a run of `num_steps` that are computed in full. Raises ValueError where interval > num_steps."""
+        """The steps of a run of `num_steps` that are computed in full.
+
+        Raises ValueError where interval > num_steps, or where they are still to be found.
+        """
+        self.require_applicable()
         if self.interval > num_steps:
             raise ValueError(
                 f"A cache interval of {self.interval} is longer than the run of {num_steps} steps: "

@@ -35,7 +35,7 @@ class FeatureDistances:
             raise ValueError(f"The feature of step {step} came out of order.")
         self._next, feature = step + 1, feature.detach()
         for back, earlier in enumerate(reversed(self._recent), 1):
-            distance = (feature - earlier).abs().sum(dtype=torch.float64)
+            distance = (feature - earlier).abs_().sum(dtype=torch.float64)
             self.table[step - back, back] += distance.cpu()
         self._recent = [*self._recent, feature][-(2 * self.interval - 1) :]
 
