@@ -45,6 +45,11 @@ def caches_of(network: nn.Module, clock: Clock) -> Iterator[list[CacheAdapter]]:
 
     Raises IECUnsupportedError for a cache without an adapter, RuntimeError where a cached network is in another run.
     """
+    if getattr(network, "enable_teacache", False):
+        raise IECUnsupportedError(
+            f"TeaCache is on in this {type(network).__name__}, and its counters cannot be put back: use diffusers' "
+            "FirstBlockCache, which builds on it, or disable correction (iec.disable)."
+        )
     caches = [*_hook_caches(network, clock), *DeepCachePackage.find(network, clock), *CacheDiT.find(network, clock)]
     with ExitStack() as stack:
         if caches:

@@ -1,7 +1,7 @@
 """What all adapters of third-party caches share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -11,24 +11,21 @@ from iec.method.clock import Clock
 from iec.pipelines.caches.state import copied, mixed
 
 Call = Callable[..., Any]
-State = list[tuple[Any, dict[str, Any]]]
+Place = tuple[Any, str]
 
 
 class CacheAdapter(ABC):
     """One third-party cache of one network behind the protocol of `iec.method.cache`; entered for the length of a run.
 
     It tells the clock after each evaluation whether that was full, from what ran.
+    places: the attributes (of which object, its name) in which the cache keeps its state.
     """
 
     has_history = True
 
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
+    def __init__(self, places: Sequence[Place], clock: Clock) -> None:
+        self.places, self.clock = places, clock
         self._stack = ExitStack()
-
-    @abstractmethod
-    def holders(self) -> Iterable[Any]:
-        """The objects whose attributes are the cache's state, as they are now."""
 
     @abstractmethod
     def forced_full(self) -> AbstractContextManager[None]:
@@ -42,22 +39,18 @@ class CacheAdapter(ABC):
         """A call of the network as it can be made again later: with what surrounds it now."""
         return call
 
-    def snapshot(self) -> State:
+    def snapshot(self) -> list[Any]:
         """The cache's state; tensors by reference, since these caches replace them."""
-        return [(holder, copied(holder.__dict__)) for holder in self.holders()]
+        return [copied(getattr(*place)) for place in self.places]
 
-    def restore(self, state: State, samples: torch.Tensor | None = None) -> None:
+    def restore(self, state: list[Any], samples: torch.Tensor | None = None) -> None:
         """Put `state` back: all of it, or only the rows of `samples` (bool [B])."""
-        for holder, old in state:
-            entries = holder.__dict__
-            restored = copied(old) if samples is None else self.mix(entries, old, samples)
-            entries.clear()
-            entries.update(restored)
+        for place, old in zip(self.places, state, strict=True):
+            setattr(*place, copied(old) if samples is None else self.mix(getattr(*place), old, samples))
 
-    def mix(self, new: dict[str, Any], old: dict[str, Any], samples: torch.Tensor) -> dict[str, Any]:
-        """The attributes of a holder with the rows of `samples` (bool [B]) from `old`."""
-        mix: dict[str, Any] = mixed(new, old, samples)
-        return mix
+    def mix(self, new: Any, old: Any, samples: torch.Tensor) -> Any:
+        """The state of one place with the rows of `samples` (bool [B]) from `old`."""
+        return mixed(new, old, samples)
 
     def was_full(self) -> bool | None:
         """Whether the latest evaluation was computed in full; None where the cache had no say."""

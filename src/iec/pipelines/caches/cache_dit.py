@@ -14,7 +14,7 @@ class CacheDiT(CacheAdapter):
     """Full where no group of blocks was skipped, in either branch of guidance."""
 
     def __init__(self, manager: Any, clock: Clock) -> None:
-        super().__init__(clock)
+        super().__init__([(manager, "_cached_context_manager")], clock)
         self.manager = manager
         self._forced = False
 
@@ -24,15 +24,6 @@ class CacheDiT(CacheAdapter):
         manager = getattr(network, "_context_manager", None)
         if type(manager).__module__.startswith("cache_dit."):
             yield cls(manager, clock)
-
-    def holders(self) -> Iterator[Any]:
-        yield self.manager
-        for context in self.manager._cached_context_manager.values():
-            yield context
-            for calibrator in vars(context).values():
-                if hasattr(calibrator, "states"):
-                    yield calibrator
-                    yield from calibrator.states.values()
 
     def forced_full(self) -> AbstractContextManager[None]:
         return replaced(self, {"_forced": True})

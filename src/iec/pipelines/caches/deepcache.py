@@ -17,7 +17,7 @@ class DeepCachePackage(CacheAdapter):
     has_history = False
 
     def __init__(self, helper: Any, clock: Clock) -> None:
-        super().__init__(clock)
+        super().__init__([(helper, name) for name in ("cached_output", "cur_timestep", "start_timestep")], clock)
         self.helper = helper
 
     @classmethod
@@ -30,9 +30,6 @@ class DeepCachePackage(CacheAdapter):
             for cell in (function.__closure__ or ()) if isinstance(function, FunctionType) else ():
                 if type(cell.cell_contents).__name__ == "DeepCacheSDHelper":
                     yield cls(cell.cell_contents, clock)
-
-    def holders(self) -> list[Any]:
-        return [self.helper]
 
     def forced_full(self) -> AbstractContextManager[None]:
         settings = {**self.helper.params, "cache_interval": 1, "skip_mode": "uniform"}

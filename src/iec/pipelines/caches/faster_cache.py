@@ -20,11 +20,12 @@ class FasterCache(HookCache):
         ranges = ("timestep_skip_range", "unconditional_batch_timestep_skip_range")
         return {name: (0, 0) for name in ranges if hasattr(hook, name)}
 
-    def mix(self, new: dict[str, Any], old: dict[str, Any], samples: torch.Tensor) -> dict[str, Any]:
+    def mix(self, new: Any, old: Any, samples: torch.Tensor) -> Any:
         mix = super().mix(new, old, samples)
         for name in _DELTAS:
-            # One row per frame, [B F, ...]: the frames of a sample lie together.
-            if isinstance(new.get(name), torch.Tensor) and isinstance(old.get(name), torch.Tensor):
-                frames = samples.repeat_interleave(len(new[name]) // len(samples))
-                mix.update(super().mix({name: new[name]}, {name: old[name]}, frames))
+            delta = getattr(new, name, None)
+            if delta is not None:
+                # One row per frame, [B F, ...], and rolled: diffusers' fftshift goes over every axis.
+                frames = samples.repeat_interleave(len(delta) // len(samples)).roll(len(delta) // 2)
+                setattr(mix, name, super().mix(delta, getattr(old, name), frames))
         return mix

@@ -20,22 +20,14 @@ class HookCache(CacheAdapter):
     names: ClassVar[tuple[str, ...]]
 
     def __init__(self, hooks: Sequence[Any], clock: Clock) -> None:
-        super().__init__(clock)
-        self.hooks = hooks
         managers = [value for hook in hooks for value in vars(hook).values() if isinstance(value, StateManager)]
-        self.managers = list({id(manager): manager for manager in managers}.values())
+        self.hooks, self.managers = hooks, list(dict.fromkeys(managers))
+        own = [(hook, "state") for hook in hooks if "state" in vars(hook)]
+        super().__init__([*own, *((manager, "_state_cache") for manager in self.managers)], clock)
 
     @abstractmethod
     def full_settings(self, hook: Any) -> Mapping[str, Any]:
         """The attributes with which `hook` decides for a full evaluation."""
-
-    def holders(self) -> Iterator[Any]:
-        for manager in self.managers:
-            yield manager
-            yield from manager._state_cache.values()
-        for hook in self.hooks:
-            if "state" in vars(hook):
-                yield hook.state
 
     @contextmanager
     def forced_full(self) -> Iterator[None]:

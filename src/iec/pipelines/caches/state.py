@@ -1,6 +1,7 @@
 """The state of a cache as a value: copied so that neither the cache nor a pass can change it, and mixed by rows."""
 
 from collections import defaultdict
+from enum import Enum
 from typing import Any
 
 import torch
@@ -8,10 +9,15 @@ import torch
 from iec.method.cache import replace_rows
 
 _MAPPINGS = (dict, defaultdict)
+# The libraries whose own objects are part of a state.
+_LIBRARIES = ("diffusers.hooks.", "cache_dit.")
 
 
 def copied(value: Any) -> Any:
-    """A copy of nested lists, tuples and dicts. Tensors are shared, but for scalars: MagCache adds into them."""
+    """A copy of nested containers and state objects.
+
+    Tensors are shared, since caches replace them; but not scalars: MagCache adds into them.
+    """
     if isinstance(value, torch.Tensor):
         return value.clone() if value.dim() == 0 else value
     if type(value) in _MAPPINGS:
@@ -20,6 +26,8 @@ def copied(value: Any) -> Any:
         return copy
     if type(value) in (list, tuple):
         return type(value)(copied(item) for item in value)
+    if _is_state(value):
+        return _made(type(value), copied(value.__dict__))
     return value.copy() if type(value) is set else value
 
 
@@ -38,8 +46,21 @@ def mixed(new: Any, old: Any, samples: torch.Tensor) -> Any:
         return mix
     if type(new) in (list, tuple) and len(new) == len(old):
         return type(new)(mixed(a, b, samples) for a, b in zip(new, old, strict=True))
+    if _is_state(new):
+        return _made(type(new), mixed(new.__dict__, old.__dict__, samples))
     return new
 
 
 def _have_rows(new: torch.Tensor, old: Any, count: int) -> bool:
     return isinstance(old, torch.Tensor) and old.shape == new.shape and new.dim() > 0 and len(new) % count == 0
+
+
+def _is_state(value: Any) -> bool:
+    own = type(value).__module__.startswith(_LIBRARIES)
+    return own and hasattr(value, "__dict__") and not isinstance(value, (Enum, type))
+
+
+def _made(kind: type, attributes: dict[str, Any]) -> Any:
+    made: Any = object.__new__(kind)
+    made.__dict__.update(attributes)
+    return made
