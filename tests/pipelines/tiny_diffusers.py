@@ -63,12 +63,12 @@ def vae():
     return part("AutoencoderKL", latent_channels=4, block_out_channels=(4,), norm_num_groups=2, sample_size=SIZE)
 
 
-def dit():
+def dit(width=8):
     """Eight channels out of four: the variance is learned."""
     return part(
         "DiTTransformer2DModel",
         num_attention_heads=2,
-        attention_head_dim=4,
+        attention_head_dim=width // 2,
         in_channels=4,
         out_channels=8,
         num_layers=1,

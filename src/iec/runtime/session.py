@@ -127,7 +127,9 @@ class _Attachment:
         self.participants: dict[str, Participant] = {}
         self.calling = threading.Lock()
         copied: _Attachment | None = getattr(type(pipe), "_iec_attachment", None)
-        self.base: type[Any] = type(pipe) if copied is None else copied.base  # a deep copy came with its original's class
+        self.base: type[Any] = (
+            type(pipe) if copied is None else copied.base
+        )  # a deep copy came with its original's class
         self.hooked = self._subclass()
 
     def _subclass(self) -> type:
