@@ -181,7 +181,7 @@ def test_a_corrected_pipeline_equals_repeated_timesteps_bit_for_bit(name, record
     case = CASES[name]
     record_property("pipeline", name)
     pipe = case.pipe()
-    record_property("scheduler", type(pipe.scheduler).__name__)
+    record_property("with", type(pipe.scheduler).__name__)
     cls, plain = type(pipe), case.draw(pipe)
     iec.enable(pipe, CONFIG)
     corrected = case.draw(pipe)
@@ -201,7 +201,7 @@ def test_a_corrected_pipeline_equals_repeated_timesteps_bit_for_bit(name, record
 def test_inpainting_with_4_channels_equals_the_loop_bit_for_bit(record_property):
     """Between two steps the pipeline puts the noised picture back outside the mask, by the index of the next step."""
     record_property("pipeline", "StableDiffusionInpaintPipeline, 4 channels")
-    record_property("scheduler", "DDIMScheduler")
+    record_property("with", "DDIMScheduler")
     mask, picture, start = (noise(2, 1, 8, 8, seed=54) > 0).float(), latents(seed=55), latents()
     pipe = sd_pipe(ddim(), "StableDiffusionInpaintPipeline", vae=tiny.vae())
 

@@ -104,7 +104,7 @@ def by_hand(name, scheduler):
 @pytest.mark.parametrize("name", GUIDERS)
 def test_a_guided_modular_pipeline_equals_the_loop_bit_for_bit(name, record_property):
     record_property("pipeline", f"WanModularPipeline, {name} guider")
-    record_property("scheduler", "FlowMatchEulerDiscreteScheduler")
+    record_property("with", "FlowMatchEulerDiscreteScheduler")
     pipe = modular(GUIDERS[name]())
     cls, plain = type(pipe), draw(pipe)
     iec.enable(pipe, CONFIG)

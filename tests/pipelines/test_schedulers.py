@@ -91,8 +91,9 @@ def test_relaxation_0_and_disable_keep_every_bit(name):
 
 
 @pytest.mark.parametrize("name", sorted(set(SCHEDULERS) - CLIPPING))
-def test_the_state_is_the_step_of_the_relaxed_output(name):
+def test_the_state_is_the_step_of_the_relaxed_output(name, record_property):
     """x^(K) = Phi(e_hat) wherever nothing is clipped, since Phi is affine."""
+    record_property("scheduler", name)
     taken = by_hand(name)[-1]
     assert len(taken) >= STEPS
     for state, stepped in taken:
