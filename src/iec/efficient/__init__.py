@@ -4,7 +4,7 @@ from iec.efficient.applying import applied, apply, load_plan, model_bytes, remov
 from iec.efficient.cachequant import CacheQuantConfig, CacheQuantPlan
 from iec.efficient.caching import DeepCacheConfig, DeepCachePlan
 from iec.efficient.calibrating import calibrate
-from iec.efficient.quantization import QuantizationConfig, QuantizationPlan
+from iec.efficient.quantization import QuantizationConfig, QuantizationPlan, ReconstructionConfig
 
 __all__ = [
     "CacheQuantConfig",
@@ -13,6 +13,7 @@ __all__ = [
     "DeepCachePlan",
     "QuantizationConfig",
     "QuantizationPlan",
+    "ReconstructionConfig",
     "applied",
     "apply",
     "calibrate",

@@ -10,9 +10,8 @@ from iec.efficient.cachequant.calibration import calibrate_cachequant
 from iec.efficient.cachequant.config import CacheQuantConfig
 from iec.efficient.caching.calibration import calibrate_deepcache
 from iec.efficient.caching.config import DeepCacheConfig
-from iec.efficient.quantization.calibration import record_trajectories
+from iec.efficient.quantization.calibration import calibrate_quantization
 from iec.efficient.quantization.config import QuantizationConfig
-from iec.efficient.quantization.plan import QuantizationPlan
 from iec.efficient.trajectories import Trajectories
 from iec.runtime import network_of, require_pipeline
 
@@ -29,7 +28,8 @@ def calibrate(
 ) -> Plan:
     """The plan of `pipe` for runs of `num_steps` steps, from `samples` full-precision trajectories.
 
-    seed, inputs: as of `Trajectories`. on_progress(done, total): called after every batch, in trajectories.
+    seed, inputs: as of `Trajectories`. on_progress(done, total): called after every batch, in trajectories, and
+    after every reconstructed unit.
     Raises ValueError or TypeError for settings or a pipeline that cannot be calibrated, before anything is sampled.
     """
     require_pipeline(pipe)
@@ -46,4 +46,4 @@ def calibrate(
         return calibrate_deepcache(network, config, trajectories, on_progress)
     if isinstance(config, CacheQuantConfig):
         return calibrate_cachequant(network, config, trajectories, on_progress)
-    return QuantizationPlan.of(network, record_trajectories(network, config, trajectories, on_progress))
+    return calibrate_quantization(network, config, trajectories, on_progress=on_progress)

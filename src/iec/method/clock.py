@@ -6,13 +6,16 @@ Nothing counts calls. A feature cache, a timestep-wise quantizer or an error cor
 from contextvars import ContextVar, Token
 from typing import Any, Literal
 
+import torch
+
 _current: ContextVar["Clock | None"] = ContextVar("iec_clock", default=None)
 
 
 class Clock:
     """One run, made current by `with clock:`; it belongs to the thread (or task) that entered it.
 
-    num_steps: T. step: the index of the current step. pass_index: 0 in the main call, k in the k-th correction pass.
+    num_steps: T. step: the index of the current step. sample_steps: the step of each sample, int64 [B], where a batch
+    mixes steps, as reconstruction's do; None: all samples are at `step`. pass_index: 0 in the main call, k in the k-th correction pass.
     cache_policy: `decide` lets each cache follow its schedule, `full` forces a full evaluation.
     full: whether the latest evaluation was computed in full; None where no cache had a say.
     evaluated: the cached models that were evaluated in this pass; begin_pass forgets them.
@@ -22,6 +25,7 @@ class Clock:
     def __init__(self, num_steps: int) -> None:
         self.num_steps = num_steps
         self.step = 0
+        self.sample_steps: torch.Tensor | None = None
         self.pass_index = 0
         self.cache_policy: Literal["decide", "full"] = "decide"
         self.full: bool | None = None

@@ -1,6 +1,8 @@
-"""A fingerprint of a network's weights, so that a record says which weights it was made with."""
+"""Fingerprints of weights and of files, so that a record says what it was made with."""
 
 import hashlib
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -8,8 +10,23 @@ from torch import nn
 
 def fingerprint(network: nn.Module) -> str:
     """16 hex digits over the names, shapes, dtypes and bytes of all weights."""
+    return tensors_fingerprint(network.state_dict())
+
+
+def tensors_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
+    """16 hex digits over the names, shapes, dtypes and bytes of tensors."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def folder_digest(folder: str | Path, pattern: str = "*") -> str:
+    """16 hex digits over the names and bytes of all files in `folder` of that pattern, whatever order they are in."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in Path(folder).rglob(pattern) if path.is_file()):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(folder).as_posix()} {len(content)} ".encode())
+        digest.update(content)
     return digest.hexdigest()[:16]

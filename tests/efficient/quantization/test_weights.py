@@ -9,13 +9,24 @@ from torch import nn
 
 from iec.efficient.quantization.quantizer import Grid, fake_quantize
 from iec.efficient.quantization.ranges import search_weight
-from iec.efficient.quantization.weights import PackedWeight, SimulatedWeight, pack_halves, unpack_halves
+from iec.efficient.quantization.weights import (
+    CodedWeight,
+    PackedWeight,
+    SimulatedWeight,
+    nearest_codes,
+    pack_halves,
+    unpack_halves,
+)
 
 
 def layer_of(weight):
     layer = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2])
     layer.weight = nn.Parameter(weight)
     return layer
+
+
+def packed_weight(weight, widths, grids):
+    return PackedWeight(nearest_codes(weight, widths, grids), grids)
 
 
 def stored_bytes(module):
@@ -44,7 +55,7 @@ def test_the_values_by_hand():
     grid = Grid(torch.tensor([1.0, 10.0]).view(2, 1, 1, 1), torch.tensor([1.0, 0.0]).view(2, 1, 1, 1), 2)
     expected = [[-1, 0, 2], [10, 20, 30]]
     assert SimulatedWeight(layer_of(weight), [3], [grid])().flatten(1).tolist() == expected
-    assert PackedWeight(weight, [3], [grid])().flatten(1).tolist() == expected
+    assert packed_weight(weight, [3], [grid])().flatten(1).tolist() == expected
 
 
 @settings(deadline=None)
@@ -52,9 +63,10 @@ def test_the_values_by_hand():
 def test_packed_and_simulated_give_the_same_bits(bits, other_bits, seed, width):
     weight = noise(3, 5, 2, 2, seed=seed)
     grids = [search_weight(weight[:, :width], bits), search_weight(weight[:, width:], other_bits)]
-    packed = PackedWeight(weight, [width, 5 - width], grids)
+    packed = packed_weight(weight, [width, 5 - width], grids)
     simulated = SimulatedWeight(layer_of(weight), [width, 5 - width], grids)
     assert torch.equal(packed(), simulated())
+    assert torch.equal(CodedWeight(nearest_codes(weight, [width, 5 - width], grids), grids)(), simulated())
     expected = [fake_quantize(weight[:, :width], grids[0]), fake_quantize(weight[:, width:], grids[1])]
     assert torch.equal(packed(), torch.cat(expected, 1))
 
@@ -62,7 +74,7 @@ def test_packed_and_simulated_give_the_same_bits(bits, other_bits, seed, width):
 @pytest.mark.parametrize(("bits", "per_weight"), [(8, 1), (5, 1), (4, 0.5), (2, 0.5)])
 def test_the_bytes_fall(bits, per_weight):
     weight = noise(16, 32, 3, 3)
-    packed = PackedWeight(weight, [32], [search_weight(weight, bits)])
+    packed = packed_weight(weight, [32], [search_weight(weight, bits)])
     # A float32 delta and a one-byte zero point per output channel.
     assert stored_bytes(packed) == weight.numel() * per_weight + 16 * 5
     assert stored_bytes(packed) < weight.nbytes / 3.7

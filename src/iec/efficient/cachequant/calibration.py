@@ -1,4 +1,5 @@
-"""CacheQuant's calibration: the full steps, DEC of the cache, the activations of cached runs, DEC of the quantization.
+"""CacheQuant's calibration: the full steps, DEC of the cache, the activations of cached runs, then DEC of the
+quantization, or reconstruction.
 
 Each stage streams over the same full-precision trajectories again, so that no feature has to be kept for the next.
 """
@@ -12,6 +13,7 @@ import torch
 from iec.efficient.cachequant.config import CacheQuantConfig
 from iec.efficient.cachequant.dec import CacheCorrection, QuantizationCorrection
 from iec.efficient.cachequant.plan import CacheQuantPlan
+from iec.efficient.cachequant.reconstruction import collect_cached, reconstruct_cached
 from iec.efficient.cachequant.recording import recording_cached
 from iec.efficient.cachequant.reentry import reentry_layers
 from iec.efficient.caching.calibration import search_steps
@@ -21,6 +23,7 @@ from iec.efficient.caching.features import features_of
 from iec.efficient.quantization.coverage import coverage
 from iec.efficient.quantization.network import quantized_copy
 from iec.efficient.quantization.plan import QuantizationPlan
+from iec.efficient.quantization.reconstruction.reconstruct import count_units
 from iec.efficient.quantization.statistics import ActivationStatistics
 from iec.efficient.trajectories import Trajectories
 from iec.method.clock import current_clock
@@ -32,7 +35,8 @@ Progress = Callable[[int, int], None]
 def calibrate_cachequant(
     unet: Any, config: CacheQuantConfig, trajectories: Trajectories, on_progress: Progress = lambda done, total: None
 ) -> CacheQuantPlan:
-    """The plan of `unet`, over trajectories of its pipeline; `on_progress` counts those of all stages.
+    """The plan of `unet`, over trajectories of its pipeline; `on_progress` counts those of all stages, and
+    the units that are reconstructed.
 
     Raises TypeError or ValueError, before anything is sampled, where the network cannot be cached or quantized, or the
     interval does not fit the steps.
@@ -41,7 +45,8 @@ def calibrate_cachequant(
     config.cache.require_fit(trajectories.num_steps)
     quantized = config.quantization is not None
     statistics = None if config.quantization is None else ActivationStatistics(coverage(unet, config.quantization))
-    stages = _Stages(trajectories, config.cache.searches + 1 + 2 * quantized, on_progress)
+    units = 0 if config.reconstruction is None or not config.quantization else count_units(unet, config.quantization)
+    stages = _Stages(trajectories, config.cache.searches + 1 + 2 * quantized, units, on_progress)
 
     schedule: CacheSettings = config.cache
     if config.cache.searches:
@@ -58,6 +63,10 @@ def calibrate_cachequant(
     with recording_cached(unet, statistics, plan):
         stages.run()
     quantization = QuantizationPlan.of(unet, statistics)
+    if config.reconstruction is not None:
+        plan = replace(plan, quantization=quantization)
+        samples, reentry = collect_cached(unet, plan, trajectories, config.reconstruction, stages.next_stage())
+        return reconstruct_cached(unet, plan, samples, reentry, on_progress=stages.units_left)
     layers = _Layers(unet, plan, quantization)
     with features_of(unet, config.branch, layers.add):
         stages.run()
@@ -66,15 +75,22 @@ def calibrate_cachequant(
 
 
 class _Stages:
-    """Runs the trajectories once per stage, with one count of progress."""
+    """Runs the trajectories once per stage, with one count of progress, of reconstructed units at the end too."""
 
-    def __init__(self, trajectories: Trajectories, count: int, on_progress: Progress) -> None:
-        self.trajectories, self.count, self.on_progress, self.finished = trajectories, count, on_progress, 0
+    def __init__(self, trajectories: Trajectories, count: int, units: int, on_progress: Progress) -> None:
+        self.trajectories, self.on_progress, self.finished = trajectories, on_progress, 0
+        self.total = count * trajectories.samples + units
 
     def run(self) -> None:
-        before, total = self.finished * self.trajectories.samples, self.count * self.trajectories.samples
-        self.trajectories.run(lambda done, _: self.on_progress(before + done, total))
+        self.trajectories.run(self.next_stage())
+
+    def next_stage(self) -> Progress:
+        before = self.finished * self.trajectories.samples
         self.finished += 1
+        return lambda done, _: self.on_progress(before + done, self.total)
+
+    def units_left(self, left: int) -> None:
+        self.on_progress(self.total - left, self.total)
 
 
 class _Cache:

@@ -1,11 +1,13 @@
 """The settings of CacheQuant."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from iec.efficient.caching.config import DeepCacheConfig
-from iec.efficient.quantization.config import QuantizationConfig
+from iec.efficient.quantization.config import QuantizationConfig, with_reconstruction
 from iec.efficient.quantization.layers import Storage
+from iec.efficient.quantization.reconstruction.config import ReconstructionConfig
 
 Schedule = Literal["auto", "uniform", "centred", "dps"]
 #: Up to this interval the paper's experiments use the uniform schedule, above it DPS.
@@ -18,7 +20,8 @@ class CacheQuantConfig:
 
     interval, branch: as of `DeepCacheConfig`. schedule: `uniform`, `centred`, `dps` (found by dynamic programming), or
     `auto`: uniform up to an interval of 10, DPS above it. weights, activations: bits; weights None caches without
-    quantizing. storage, keep_original: as of `QuantizationConfig`.
+    quantizing. storage, keep_original, reconstruction: as of `QuantizationConfig`; reconstruction takes over from the
+    correction of quantized layers.
 
     Raises ValueError or TypeError for settings that the cache or the quantization refuses.
     """
@@ -30,10 +33,13 @@ class CacheQuantConfig:
     activations: int = 8
     storage: Storage = "simulate"
     keep_original: bool | None = None
+    reconstruction: ReconstructionConfig | None = None
 
     def __post_init__(self) -> None:
         if self.schedule not in ("auto", "uniform", "centred", "dps"):
             raise ValueError(f"Unknown schedule '{self.schedule}': use auto, uniform, centred or dps.")
+        if self.weights is None and self.reconstruction is not None:
+            raise ValueError("There is nothing to reconstruct without quantization: give the bits of the weights.")
         # Made once here so that bad settings are refused at once.
         self.cache, self.quantization  # noqa: B018
 
@@ -51,5 +57,14 @@ class CacheQuantConfig:
         if self.weights is None:
             return None
         return QuantizationConfig(
-            self.weights, self.activations, storage=self.storage, keep_original=self.keep_original
+            self.weights,
+            self.activations,
+            storage=self.storage,
+            keep_original=self.keep_original,
+            reconstruction=self.reconstruction,
         )
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> "CacheQuantConfig":
+        """What `dataclasses.asdict` made of one."""
+        return cls(**with_reconstruction(settings))

@@ -90,7 +90,7 @@ class CacheQuantPlan:
         """The plan in `folder`. Raises ValueError where a file is missing or corrupt, or of another schema."""
         settings, tensors = read_plan(folder, KIND)
         try:
-            config = CacheQuantConfig(**settings["config"])
+            config = CacheQuantConfig.from_dict(settings["config"])
             quantization = None
             if config.quantization is not None:
                 quantization = QuantizationPlan.from_pretrained(Path(folder) / _QUANTIZATION)

@@ -2,5 +2,6 @@
 
 from iec.efficient.quantization.config import QuantizationConfig
 from iec.efficient.quantization.plan import QuantizationPlan
+from iec.efficient.quantization.reconstruction.config import ReconstructionConfig
 
-__all__ = ["QuantizationConfig", "QuantizationPlan"]
+__all__ = ["QuantizationConfig", "QuantizationPlan", "ReconstructionConfig"]

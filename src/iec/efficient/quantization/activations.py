@@ -10,9 +10,10 @@ from iec.method.clock import current_clock
 
 
 class StepQuantizer(nn.Module):
-    """Puts an activation on the grid of the current step, which the run's clock knows.
+    """Puts an activation [B, ...] on the grid of the run's current step, or of each sample's own.
 
     grid: delta and zero_point [ceil(num_steps / steps_per_group)]; step i uses entry i // steps_per_group.
+    Where the clock's batch mixes steps, B may be a multiple of the samples: as many rows in a row for each.
     Raises ValueError where the numbers do not fit, or in a run of another length; RuntimeError outside a run.
     """
 
@@ -32,8 +33,19 @@ class StepQuantizer(nn.Module):
         self.register_buffer("zero_point", grid.zero_point.clone())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        group = step_of_run(self.num_steps) // self.steps_per_group
-        return fake_quantize(x, Grid(self.delta[group].float(), self.zero_point[group].float(), self.bits))
+        sample_steps = current_clock().sample_steps
+        if sample_steps is None:
+            group: int | torch.Tensor = step_of_run(self.num_steps) // self.steps_per_group
+            return fake_quantize(x, self.grid(group))
+        require_steps(self.num_steps, current_clock().num_steps)
+        group = sample_steps.repeat_interleave(len(x) // len(sample_steps)) // self.steps_per_group
+        own = self.grid(group)
+        shape = (-1, *[1] * (x.dim() - 1))
+        return fake_quantize(x, Grid(own.delta.view(shape), own.zero_point.view(shape), self.bits))
+
+    def grid(self, groups: int | torch.Tensor | slice = slice(None)) -> Grid:
+        """The grids of these groups of steps, by default all."""
+        return Grid(self.delta[groups].float(), self.zero_point[groups].float(), self.bits)
 
 
 def count_groups(num_steps: int, steps_per_group: int) -> int:
@@ -46,8 +58,13 @@ def count_groups(num_steps: int, steps_per_group: int) -> int:
 
 
 def step_of_run(num_steps: int) -> int:
-    """The current step of a run of `num_steps`. Raises ValueError in a run of another length."""
+    """The current step of a run of `num_steps`.
+
+    Raises ValueError in a run of another length, RuntimeError where the batch mixes steps.
+    """
     clock = current_clock()
+    if clock.sample_steps is not None:
+        raise RuntimeError("This batch mixes steps: nothing in it may depend on one step alone.")
     require_steps(num_steps, clock.num_steps)
     return clock.step
 

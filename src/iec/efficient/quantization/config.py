@@ -1,9 +1,12 @@
 """The settings of post-training quantization."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from iec.efficient.quantization.layers import Storage
 from iec.efficient.quantization.quantizer import require_bits
+from iec.efficient.quantization.reconstruction.config import ReconstructionConfig
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,7 @@ class QuantizationConfig:
     storage: `simulate` keeps the float weights, `packed` a byte or half a byte per weight, dequantized on use.
     keep_original: in `packed`, whether the float layers are kept too. None: no, since `remove` can read them again from
         the folder that the model was loaded from; `apply` refuses a model for which it could not. False: not even then.
+    reconstruction: how the rounding of weights is trained; None: every weight is rounded to the nearest.
 
     Raises ValueError or TypeError for bits outside 2..8, groups below 1, or an unknown storage.
     """
@@ -28,6 +32,7 @@ class QuantizationConfig:
     steps_per_group: int = 1
     storage: Storage = "simulate"
     keep_original: bool | None = None
+    reconstruction: ReconstructionConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("weights", "activations", "first_last", "softmax"):
@@ -38,3 +43,21 @@ class QuantizationConfig:
             raise ValueError(f"steps_per_group must be at least 1, but is {self.steps_per_group}.")
         if self.storage not in ("simulate", "packed"):
             raise ValueError(f"Unknown storage '{self.storage}': use simulate or packed.")
+        require_reconstruction(self.reconstruction)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> "QuantizationConfig":
+        """What `dataclasses.asdict` made of one."""
+        return cls(**with_reconstruction(settings))
+
+
+def require_reconstruction(value: Any) -> None:
+    """Raise TypeError unless `value` is a `ReconstructionConfig` or None."""
+    if value is not None and not isinstance(value, ReconstructionConfig):
+        raise TypeError(f"reconstruction must be a ReconstructionConfig or None, but is a {type(value).__name__}.")
+
+
+def with_reconstruction(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's fields, of which `asdict` made plain ones, with the reconstruction's settings as such."""
+    plain = settings.get("reconstruction")
+    return {**settings, "reconstruction": None if plain is None else ReconstructionConfig(**plain)}

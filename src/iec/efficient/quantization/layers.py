@@ -6,6 +6,7 @@ activation grids of their own, and one convolution computes both.
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,13 @@ from torch.nn import functional
 from iec.efficient.quantization.activations import StepQuantizer, step_of_run
 from iec.efficient.quantization.emptied import emptied, refill
 from iec.efficient.quantization.quantizer import Grid
-from iec.efficient.quantization.weights import PackedWeight, QuantizedWeight, SimulatedWeight
+from iec.efficient.quantization.weights import (
+    CodedWeight,
+    PackedWeight,
+    QuantizedWeight,
+    SimulatedWeight,
+    nearest_codes,
+)
 
 Storage = Literal["simulate", "packed"]
 Operation = Callable[..., torch.Tensor]
@@ -23,10 +30,22 @@ Operation = Callable[..., torch.Tensor]
 _CONVOLUTIONS: dict[type[nn.Module], Operation] = {nn.Conv1d: functional.conv1d, nn.Conv2d: functional.conv2d}
 
 
+@dataclass(frozen=True)
+class Reconstructed:
+    """What reconstruction found of one layer: the codes of each part of its weight, uint8 [O, I, ...], and its bias,
+
+    None where the layer's own stays.
+    """
+
+    codes: list[torch.Tensor]
+    bias: torch.Tensor | None = None
+
+
 class QuantizedLayer(nn.Module):
     """What stands for a convolution or a linear layer: y = op(quantized input, quantized weight) + bias.
 
     weight: the weight on its grids. inputs: one activation quantizer per part of the input channels.
+    reconstructed: codes and bias in the place of the layer's weight, rounded to the nearest, and its bias.
     original: the float layer, kept so that it can be put back; None where only the codes remain.
     """
 
@@ -43,6 +62,7 @@ class QuantizedLayer(nn.Module):
         split: int | None = None,
         storage: Storage = "simulate",
         keep_original: bool | None = True,
+        reconstructed: Reconstructed | None = None,
     ) -> None:
         super().__init__()
         operation = operation_of(layer)
@@ -56,11 +76,16 @@ class QuantizedLayer(nn.Module):
                 f"but got {len(weight_grids)} and {len(inputs)}."
             )
         self.weight: QuantizedWeight
+        codes = None if reconstructed is None else [own.to(layer.weight.device) for own in reconstructed.codes]
         if storage == "packed":
-            self.weight = PackedWeight(layer.weight, self.widths, weight_grids)
+            self.weight = PackedWeight(codes or nearest_codes(layer.weight, self.widths, weight_grids), weight_grids)
+        elif codes is not None:
+            self.weight = CodedWeight(codes, weight_grids)
         else:
             self.weight = SimulatedWeight(layer, self.widths, weight_grids)
         self.bias: nn.Parameter | None = layer.bias
+        if reconstructed is not None and reconstructed.bias is not None:
+            self.bias = nn.Parameter(reconstructed.bias.to(layer.bias), requires_grad=False)
         self.inputs = nn.ModuleList(inputs)
         self.original = layer if keep_original or storage == "simulate" else None
         if self.original is None:

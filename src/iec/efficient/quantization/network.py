@@ -10,7 +10,7 @@ from torch import nn
 from iec.efficient.quantization.activations import StepQuantizer
 from iec.efficient.quantization.attention import OPERANDS, OperandProcessor
 from iec.efficient.quantization.coverage import Coverage, quantized_layers, require_float
-from iec.efficient.quantization.layers import QuantizedLayer
+from iec.efficient.quantization.layers import QuantizedLayer, Reconstructed
 from iec.efficient.quantization.quantizer import Grid
 from iec.efficient.quantization.ranges import search_weight
 
@@ -40,10 +40,12 @@ def quantize_network(
     weight_grids: Mapping[str, Sequence[Grid]],
     activation_grids: Mapping[str, Grid],
     num_steps: int,
+    reconstructed: Mapping[str, Reconstructed] | None = None,
 ) -> Quantized:
     """Replace, in `network`, what is covered and has activation grids; what has none was never run, and stays float.
 
     weight_grids: by layer name, one per part. activation_grids: by key, delta and zero_point [groups of steps].
+    reconstructed: by layer name, of the layers whose weights are not rounded to the nearest.
     Raises ValueError, before anything is changed, where grids are missing or do not fit, or it is quantized already.
     """
     require_float(network)
@@ -51,7 +53,8 @@ def quantize_network(
     quantized, in_float = [], list(covered.in_float)
     for target in covered.layers:
         if _complete(target.name, target.keys, activation_grids):
-            copy = quantized_copy(network, covered, target.name, weight_grids, activation_grids, num_steps)
+            found = (reconstructed or {}).get(target.name)
+            copy = quantized_copy(network, covered, target.name, weight_grids, activation_grids, num_steps, found)
             layers[network.get_submodule(target.name)] = copy
             quantized.append(target.name)
         else:
@@ -65,7 +68,7 @@ def quantize_network(
             attentions[name] = OperandProcessor(operands, attention.processor).to(_device_of(attention))
     for name, processor in attentions.items():
         set_processor(network.get_submodule(name), processor)
-    _replace(network, layers)
+    replace_modules(network, layers)
     return Quantized(tuple(quantized), tuple(attentions), tuple(in_float))
 
 
@@ -76,13 +79,16 @@ def quantized_copy(
     weight_grids: Mapping[str, Sequence[Grid]],
     activation_grids: Mapping[str, Grid],
     num_steps: int,
+    reconstructed: Reconstructed | None = None,
 ) -> QuantizedLayer:
     """The quantized layer that stands for the layer `name`, with the arguments of `quantize_network`."""
     (target,) = (target for target in covered.layers if target.name == name)
     layer, config = network.get_submodule(name), covered.config
     quantizers = _quantizers(covered, target.keys, activation_grids, num_steps)
     inputs = [quantizer.to(_device_of(layer)) for quantizer in quantizers]
-    return QuantizedLayer(layer, weight_grids[name], inputs, target.split, config.storage, config.keep_original)
+    return QuantizedLayer(
+        layer, weight_grids[name], inputs, target.split, config.storage, config.keep_original, reconstructed
+    )
 
 
 def restore_network(network: nn.Module, read: Callable[[], nn.Module] | None = None) -> None:
@@ -105,7 +111,7 @@ def restore_network(network: nn.Module, read: Callable[[], nn.Module] | None = N
         processor = getattr(module, "processor", None)
         if isinstance(processor, OperandProcessor):
             set_processor(module, processor.original)
-    _replace(network, layers)
+    replace_modules(network, layers)
 
 
 def quantized_class(base: type[Any]) -> type[Any]:
@@ -128,6 +134,15 @@ def set_processor(attention: Any, processor: Any) -> None:
     attention.processor = processor
 
 
+def replace_modules(network: nn.Module, by: Mapping[nn.Module, nn.Module]) -> None:
+    """Put other modules in the places of some in `network`, under all their names."""
+    # One layer may be a child under several names, as diffusers' downsamplers are.
+    for parent in list(network.modules()):
+        for name, child in parent._modules.items():
+            if child is not None and child in by:
+                parent._modules[name] = by[child]
+
+
 def _quantizers(
     covered: Coverage, keys: Sequence[str], grids: Mapping[str, Grid], num_steps: int
 ) -> list[StepQuantizer]:
@@ -139,14 +154,6 @@ def _complete(name: str, keys: Sequence[str], grids: Mapping[str, Grid]) -> bool
     if missing and len(missing) < len(keys):
         raise ValueError(f"'{name}' has some activation grids, but lacks '{missing[0]}'.")
     return not missing
-
-
-def _replace(network: nn.Module, by: Mapping[nn.Module, nn.Module]) -> None:
-    # One layer may be a child under several names, as diffusers' downsamplers are.
-    for parent in list(network.modules()):
-        for name, child in parent._modules.items():
-            if child is not None and child in by:
-                parent._modules[name] = by[child]
 
 
 def _device_of(module: nn.Module) -> torch.device:

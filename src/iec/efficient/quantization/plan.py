@@ -1,8 +1,9 @@
 """A quantization plan: everything that calibration found, saved beside the settings that it was found with."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,9 +11,12 @@ from torch import nn
 from iec.efficient.plan_files import read_plan, require_model, write_plan
 from iec.efficient.quantization.config import QuantizationConfig
 from iec.efficient.quantization.coverage import coverage
+from iec.efficient.quantization.layers import Reconstructed
 from iec.efficient.quantization.network import quantize_network, quantized_class, search_weights
 from iec.efficient.quantization.quantizer import Grid
+from iec.efficient.quantization.reconstruction.record import UnitRecord
 from iec.efficient.quantization.statistics import ActivationStatistics
+from iec.efficient.quantization.weights import pack_halves, unpack_halves
 from iec.storage.fingerprint import fingerprint
 
 KIND = "quantization"
@@ -24,6 +28,7 @@ class QuantizationPlan:
 
     weights: the grids of every layer, by its name, one per part [O, 1, ...]. activations: the grid of every activation,
     by its key [groups of steps]. model: the fingerprint of the float network.
+    reconstructed: the layers, by name, whose weights are not rounded to the nearest. units: what reconstruction did.
     """
 
     config: QuantizationConfig
@@ -31,6 +36,8 @@ class QuantizationPlan:
     weights: Mapping[str, list[Grid]]
     activations: Mapping[str, Grid]
     model: str
+    reconstructed: Mapping[str, Reconstructed] = field(default_factory=dict)
+    units: tuple[UnitRecord, ...] = ()
 
     @classmethod
     def of(cls, network: nn.Module, statistics: ActivationStatistics) -> "QuantizationPlan":
@@ -40,6 +47,16 @@ class QuantizationPlan:
         weights = search_weights(network, statistics.covered)
         return cls(statistics.covered.config, statistics.num_steps, weights, activations, fingerprint(network))
 
+    def with_part(self, part: "QuantizationPlan") -> "QuantizationPlan":
+        """This plan with what `part`, of the same network, says of some layers."""
+        return replace(
+            self,
+            weights={**self.weights, **part.weights},
+            activations={**self.activations, **part.activations},
+            reconstructed={**self.reconstructed, **part.reconstructed},
+            units=self.units + part.units,
+        )
+
     def put_on(self, network: nn.Module) -> type[nn.Module]:
         """Quantize `network` and return its class for as long as it is quantized.
 
@@ -47,22 +64,34 @@ class QuantizationPlan:
         """
         covered = coverage(network, self.config)
         require_model(network, self.model)
-        quantize_network(network, covered, self.weights, self.activations, self.num_steps)
+        quantize_network(network, covered, self.weights, self.activations, self.num_steps, self.reconstructed)
         return quantized_class(type(network))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the plan into `folder`, all of it or nothing."""
-        tensors = {}
-        for name, grid in self._grids().items():
-            tensors[f"{name}/delta"] = grid.delta
-            tensors[f"{name}/zero_point"] = grid.zero_point.to(torch.uint8)
+        codes = self._codes()
         settings = {
             "model": self.model,
             "num_steps": self.num_steps,
             "config": asdict(self.config),
             "bits": {name: grid.bits for name, grid in self._grids().items()},
+            "codes": {name: list(own.shape) for name, (own, _) in codes.items()},
+            "units": [asdict(unit) for unit in self.units],
         }
-        write_plan(folder, KIND, settings, tensors)
+        write_plan(folder, KIND, settings, self.tensors())
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that the plan's file of tensors holds, by name."""
+        tensors = {}
+        for name, grid in self._grids().items():
+            tensors[f"{name}/delta"] = grid.delta
+            tensors[f"{name}/zero_point"] = grid.zero_point.to(torch.uint8)
+        for name, (own, bits) in self._codes().items():
+            tensors[name] = pack_halves(own) if bits <= 4 else own
+        for name, found in self.reconstructed.items():
+            if found.bias is not None:
+                tensors[f"bias/{name}"] = found.bias
+        return tensors
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "QuantizationPlan":
@@ -78,11 +107,32 @@ class QuantizationPlan:
                     activations[key] = grid
                 else:  # a layer's parts were written in their order
                     weights.setdefault(key.rpartition(":")[0], []).append(grid)
-            config = QuantizationConfig(**settings["config"])
-            return cls(config, int(settings["num_steps"]), weights, activations, str(settings["model"]))
+            config = QuantizationConfig.from_dict(settings["config"])
+            num_steps, model = int(settings["num_steps"]), str(settings["model"])
+            units = tuple(UnitRecord(**unit) for unit in settings.get("units", []))
+            return cls(config, num_steps, weights, activations, model, _reconstructed(settings, tensors), units)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"The plan in '{folder}' is incomplete: {error}.") from error
 
     def _grids(self) -> dict[str, Grid]:
         parts = {f"weight/{name}:{i}": grid for name, grids in self.weights.items() for i, grid in enumerate(grids)}
         return {**parts, **{f"activation/{key}": grid for key, grid in self.activations.items()}}
+
+    def _codes(self) -> dict[str, tuple[torch.Tensor, int]]:
+        """The codes of every part of a reconstructed layer, with their bits."""
+        return {
+            f"code/{name}:{i}": (own, self.weights[name][i].bits)
+            for name, found in self.reconstructed.items()
+            for i, own in enumerate(found.codes)
+        }
+
+
+def _reconstructed(settings: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Reconstructed]:
+    codes: dict[str, list[torch.Tensor]] = {}
+    for key, shape in settings.get("codes", {}).items():
+        name = key.removeprefix("code/")
+        own = tensors[key]
+        if settings["bits"][f"weight/{name}"] <= 4:
+            own = unpack_halves(own, torch.Size(shape))
+        codes.setdefault(name.rpartition(":")[0], []).append(own)
+    return {name: Reconstructed(own, tensors.get(f"bias/{name}")) for name, own in codes.items()}

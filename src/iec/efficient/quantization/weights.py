@@ -51,22 +51,43 @@ class SimulatedWeight(QuantizedWeight):
         return fake_quantize(own.float(), self.grid(index))
 
 
+class CodedWeight(QuantizedWeight):
+    """The codes of each part (uint8), a byte each: those that reconstruction found, in simulated arithmetic."""
+
+    def __init__(self, codes: Sequence[torch.Tensor], grids: Sequence[Grid]) -> None:
+        super().__init__(codes[0], grids)
+        for i, own in enumerate(codes):
+            self.register_buffer(f"codes_{i}", own.clone())
+
+    def codes(self, index: int) -> torch.Tensor:
+        """The codes of one part, uint8."""
+        codes: torch.Tensor = getattr(self, f"codes_{index}")
+        return codes
+
+    def part(self, index: int) -> torch.Tensor:
+        return dequantize(self.codes(index), self.grid(index))
+
+
 class PackedWeight(QuantizedWeight):
     """The codes alone: a byte each, or half a byte where 4 bits suffice."""
 
-    def __init__(self, weight: torch.Tensor, widths: Sequence[int], grids: Sequence[Grid]) -> None:
-        super().__init__(weight, grids)
-        self.shapes = []
-        for i, (own, grid) in enumerate(zip(torch.split(weight.detach(), list(widths), 1), grids, strict=True)):
-            codes = quantize(own, grid)
-            self.shapes.append(codes.shape)
-            self.register_buffer(f"codes_{i}", pack_halves(codes) if grid.bits <= 4 else codes)
+    def __init__(self, codes: Sequence[torch.Tensor], grids: Sequence[Grid]) -> None:
+        super().__init__(codes[0], grids)
+        self.shapes = [own.shape for own in codes]
+        for i, (own, grid) in enumerate(zip(codes, grids, strict=True)):
+            self.register_buffer(f"codes_{i}", pack_halves(own) if grid.bits <= 4 else own.clone())
 
     def part(self, index: int) -> torch.Tensor:
         codes = getattr(self, f"codes_{index}")
         if self.bits[index] <= 4:
             codes = unpack_halves(codes, self.shapes[index])
         return dequantize(codes, self.grid(index))
+
+
+def nearest_codes(weight: torch.Tensor, widths: Sequence[int], grids: Sequence[Grid]) -> list[torch.Tensor]:
+    """The codes (uint8) of each part of `weight` [O, I, ...], rounded to the nearest."""
+    parts = torch.split(weight.detach(), list(widths), 1)
+    return [quantize(part, grid) for part, grid in zip(parts, grids, strict=True)]
 
 
 def pack_halves(codes: torch.Tensor) -> torch.Tensor:

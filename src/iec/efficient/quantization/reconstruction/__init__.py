@@ -1,0 +1,1 @@
+"""Local reconstruction (AdaRound): each unit's rounding and grids, trained to give what the float unit gives."""
