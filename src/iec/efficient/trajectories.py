@@ -39,14 +39,17 @@ class Trajectories:
         self.num_steps, self.samples, self.batch_size, self.seed = num_steps, samples, batch_size, seed
         self._calls = _Calls(pipe, num_steps, dict(inputs or {}))
 
-    def run(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Run them all, batch by batch, each run with a clock; `on_progress(done, total)` after every batch."""
+    def run(self, on_progress: Callable[[int, int], None] = lambda done, total: None, start: int = 0) -> None:
+        """Run them all, batch by batch, each run with a clock; `on_progress(done, total)` after every batch.
+
+        start: how many were run before, in whole batches.
+        """
         pipe = self._calls.pipe
         attach(pipe, _NAME, Participant())
         try:
-            for start in range(0, self.samples, self.batch_size):
-                indices = range(start, min(start + self.batch_size, self.samples))
-                self._calls.sample([image_generator(CALIBRATION_OFFSET + self.seed, i) for i in indices], start)
+            for first in range(start, self.samples, self.batch_size):
+                indices = range(first, min(first + self.batch_size, self.samples))
+                self._calls.sample([image_generator(CALIBRATION_OFFSET + self.seed, i) for i in indices], first)
                 on_progress(indices.stop, self.samples)
         finally:
             detach(pipe, _NAME)

@@ -16,6 +16,7 @@ from iec.efficient.quantization.coverage import coverage
 from iec.efficient.quantization.histogram import Histogram
 from iec.efficient.quantization.ranges import search_histogram
 from iec.efficient.quantization.statistics import ActivationStatistics
+from iec.efficient.stages import Stages
 from iec.efficient.trajectories import Trajectories
 from iec.method.noise import image_generator
 
@@ -90,9 +91,9 @@ def check(grids, plan):
 
 def test_calibration_records_every_layer_where_a_cached_run_computes_it(plan):
     check(plan.quantization.activations, plan)
-    full_run = record_trajectories(
-        (pipe := pipe_of()).unet, QuantizationConfig(), Trajectories(pipe, STEPS, SAMPLES, SAMPLES)
-    ).grids()
+    pipe = pipe_of()
+    stages = Stages(Trajectories(pipe, STEPS, SAMPLES, SAMPLES), 1)
+    full_run = record_trajectories(pipe.unet, QuantizationConfig(), stages).grids()
     with pytest.raises(AssertionError, match="not close"):
         check(full_run, plan)
 

@@ -14,6 +14,7 @@ from iec.efficient.quantization.coverage import coverage
 from iec.efficient.quantization.network import quantize_network, search_weights
 from iec.efficient.quantization.ranges import SHRINKS, choose
 from iec.efficient.quantization.statistics import ActivationStatistics, recording
+from iec.efficient.stages import Stages
 from iec.efficient.trajectories import Trajectories
 from iec.method.clock import Clock
 from iec.method.noise import image_generator
@@ -31,7 +32,7 @@ def pipe_of(network=None):
 
 def record(pipe, config=W8, steps=STEPS, on_progress=lambda done, total: None, **settings):
     trajectories = Trajectories(pipe, steps, **{"samples": SAMPLES, "batch_size": 4, **settings})
-    return record_trajectories(pipe.unet, config, trajectories, on_progress)
+    return record_trajectories(pipe.unet, config, Stages(trajectories, 1, on_progress))
 
 
 def inputs_of_layer(pipe, layer, steps=STEPS, samples=SAMPLES, seed=0):

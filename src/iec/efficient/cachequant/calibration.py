@@ -4,12 +4,12 @@ quantization, or reconstruction.
 Each stage streams over the same full-precision trajectories again, so that no feature has to be kept for the next.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from iec.efficient.accumulators import State, joined, part_of
 from iec.efficient.cachequant.config import CacheQuantConfig
 from iec.efficient.cachequant.dec import CacheCorrection, QuantizationCorrection
 from iec.efficient.cachequant.plan import CacheQuantPlan
@@ -20,20 +20,24 @@ from iec.efficient.caching.calibration import search_steps
 from iec.efficient.caching.config import CacheSettings
 from iec.efficient.caching.deepcache import branch_of, require_cacheable
 from iec.efficient.caching.features import features_of
+from iec.efficient.checkpoint import Checkpoint
 from iec.efficient.quantization.coverage import coverage
 from iec.efficient.quantization.network import quantized_copy
 from iec.efficient.quantization.plan import QuantizationPlan
 from iec.efficient.quantization.reconstruction.reconstruct import count_units
 from iec.efficient.quantization.statistics import ActivationStatistics
+from iec.efficient.stages import Progress, Stages
 from iec.efficient.trajectories import Trajectories
 from iec.method.clock import current_clock
 from iec.storage.fingerprint import fingerprint
 
-Progress = Callable[[int, int], None]
-
 
 def calibrate_cachequant(
-    unet: Any, config: CacheQuantConfig, trajectories: Trajectories, on_progress: Progress = lambda done, total: None
+    unet: Any,
+    config: CacheQuantConfig,
+    trajectories: Trajectories,
+    on_progress: Progress = lambda done, total: None,
+    checkpoint: Checkpoint | None = None,
 ) -> CacheQuantPlan:
     """The plan of `unet`, over trajectories of its pipeline; `on_progress` counts those of all stages, and
     the units that are reconstructed.
@@ -46,14 +50,14 @@ def calibrate_cachequant(
     quantized = config.quantization is not None
     statistics = None if config.quantization is None else ActivationStatistics(coverage(unet, config.quantization))
     units = 0 if config.reconstruction is None or not config.quantization else count_units(unet, config.quantization)
-    stages = _Stages(trajectories, config.cache.searches + 1 + 2 * quantized, units, on_progress)
+    stages = Stages(trajectories, config.cache.searches + 1 + 2 * quantized, on_progress, checkpoint, units)
 
     schedule: CacheSettings = config.cache
     if config.cache.searches:
-        schedule = search_steps(unet, config.cache, trajectories.num_steps, stages.run)
+        schedule = search_steps(unet, config.cache, stages)
     cache = _Cache(schedule)
     with features_of(unet, config.branch, cache.add):
-        stages.run()
+        stages.run("cache", cache)
     correction = cache.correction
     steps = tuple(sorted(correction.full_steps))
     model = fingerprint(unet)
@@ -61,36 +65,17 @@ def calibrate_cachequant(
     if statistics is None:
         return plan
     with recording_cached(unet, statistics, plan):
-        stages.run()
+        stages.run("activations", statistics)
     quantization = QuantizationPlan.of(unet, statistics)
     if config.reconstruction is not None:
         plan = replace(plan, quantization=quantization)
         samples, reentry = collect_cached(unet, plan, trajectories, config.reconstruction, stages.next_stage())
-        return reconstruct_cached(unet, plan, samples, reentry, on_progress=stages.units_left)
+        return reconstruct_cached(unet, plan, samples, reentry, stages.folder("reconstruction"), stages.units_left)
     layers = _Layers(unet, plan, quantization)
     with features_of(unet, config.branch, layers.add):
-        stages.run()
+        stages.run("layers", layers)
     solved = {name: fit.solve() for name, fit in layers.fits.items()}
     return replace(plan, quantization=quantization, layers=solved)
-
-
-class _Stages:
-    """Runs the trajectories once per stage, with one count of progress, of reconstructed units at the end too."""
-
-    def __init__(self, trajectories: Trajectories, count: int, units: int, on_progress: Progress) -> None:
-        self.trajectories, self.on_progress, self.finished = trajectories, on_progress, 0
-        self.total = count * trajectories.samples + units
-
-    def run(self) -> None:
-        self.trajectories.run(self.next_stage())
-
-    def next_stage(self) -> Progress:
-        before = self.finished * self.trajectories.samples
-        self.finished += 1
-        return lambda done, _: self.on_progress(before + done, self.total)
-
-    def units_left(self, left: int) -> None:
-        self.on_progress(self.total - left, self.total)
 
 
 class _Cache:
@@ -106,6 +91,14 @@ class _Cache:
             num_steps = current_clock().num_steps
             self.correction = CacheCorrection(num_steps, self.schedule.full_steps(num_steps))
         self.correction.add(step, feature)
+
+    def state(self) -> State:
+        return {"num_steps": torch.tensor(self.correction.num_steps), **self.correction.state()}
+
+    def load(self, state: State) -> None:
+        num_steps = int(state["num_steps"])
+        self.correction = CacheCorrection(num_steps, self.schedule.full_steps(num_steps))
+        self.correction.load(state)
 
 
 class _Layers:
@@ -131,3 +124,10 @@ class _Layers:
         for name, main in self.inputs.items():
             with torch.no_grad():
                 self.fits[name].add(main(used))
+
+    def state(self) -> State:
+        return joined({name: fit.state() for name, fit in self.fits.items()})
+
+    def load(self, state: State) -> None:
+        for name, fit in self.fits.items():
+            fit.load(part_of(state, name))

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from iec.efficient.cachequant.regression import ChannelRegression
+from iec.efficient.accumulators import State
+from iec.efficient.cachequant.regression import ChannelRegression, load_regressions, regressions_state
 from iec.efficient.quantization.layers import QuantizedLayer
 from iec.method.clock import current_clock
 
@@ -36,6 +37,15 @@ class CacheCorrection:
             raise ValueError(f"The feature of step {step} came before that of a full step.")
         else:
             self.fits[step].add(self._cached, feature)
+
+    def state(self) -> State:
+        """All that was counted."""
+        return {"channels": torch.tensor(self._channels), **regressions_state(self.fits)}
+
+    def load(self, state: State) -> None:
+        """Become what gave `state`."""
+        self._channels = int(state["channels"])
+        load_regressions(self.fits, state)
 
     def solve(self) -> tuple[torch.Tensor, torch.Tensor]:
         """a and b, float32 [T, C]; 1 and 0 at the full steps. Raises ValueError where a step was not seen."""
@@ -68,6 +78,14 @@ class QuantizationCorrection:
         if self.weight.dim() == 2:  # a linear layer has its channels last
             exact, quantized = exact.movedim(-1, 1), quantized.movedim(-1, 1)
         self.fits[current_clock().step].add(quantized, exact)
+
+    def state(self) -> State:
+        """All that was counted."""
+        return regressions_state(self.fits)
+
+    def load(self, state: State) -> None:
+        """Become what gave `state`."""
+        load_regressions(self.fits, state)
 
     def solve(self) -> tuple[torch.Tensor, torch.Tensor]:
         """a2 and b2, [T, O], for `QuantizedLayer.set_correction`. Raises ValueError where a step was not seen."""

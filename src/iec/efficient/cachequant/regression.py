@@ -1,6 +1,10 @@
 """Least squares per channel, streamed: y ~ a x + b, for all channels at once (the fit behind DEC)."""
 
+from collections.abc import Sequence
+
 import torch
+
+from iec.efficient.accumulators import State, joined, part_of
 
 
 class ChannelRegression:
@@ -34,6 +38,16 @@ class ChannelRegression:
         self.mean_x, self.mean_y = self.mean_x + share * shift_x, self.mean_y + share * shift_y
         self.count += count
 
+    def state(self) -> State:
+        """All that was added."""
+        moments = torch.stack([self.mean_x, self.mean_y, self.variance_x, self.covariance])
+        return {"count": torch.tensor(self.count), "moments": moments}
+
+    def load(self, state: State) -> None:
+        """Become what gave `state`."""
+        self.count = int(state["count"])
+        self.mean_x, self.mean_y, self.variance_x, self.covariance = state["moments"].unbind()
+
     def solve(self) -> tuple[torch.Tensor, torch.Tensor]:
         """a and b, float32 [C]; a channel whose x never varies is only shifted (a = 1).
 
@@ -49,3 +63,14 @@ class ChannelRegression:
 
 def _merged(old: torch.Tensor, new: torch.Tensor, share: float) -> torch.Tensor:
     return old + share * (new - old)
+
+
+def regressions_state(fits: Sequence[ChannelRegression]) -> State:
+    """The state of several regressions, of as many channels each where they were used, as one."""
+    return joined({str(i): fit.state() for i, fit in enumerate(fits)})
+
+
+def load_regressions(fits: Sequence[ChannelRegression], state: State) -> None:
+    """Give every one of `fits` its own state back."""
+    for i, fit in enumerate(fits):
+        fit.load(part_of(state, str(i)))

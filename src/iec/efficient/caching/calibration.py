@@ -1,16 +1,18 @@
 """The calibration of a feature cache: the full steps that DPS finds over full-precision trajectories (spec 3.1)."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from iec.efficient.accumulators import State
 from iec.efficient.caching.config import CalibratedSteps, DeepCacheConfig
 from iec.efficient.caching.deepcache import require_cacheable
 from iec.efficient.caching.dps import FeatureDistances, dps_schedule
 from iec.efficient.caching.features import features_of
 from iec.efficient.caching.plan import DeepCachePlan
+from iec.efficient.checkpoint import Checkpoint
+from iec.efficient.stages import Progress, Stages
 from iec.efficient.trajectories import Trajectories
 from iec.method.clock import current_clock
 from iec.storage.fingerprint import fingerprint
@@ -20,7 +22,8 @@ def calibrate_deepcache(
     unet: Any,
     config: DeepCacheConfig,
     trajectories: Trajectories,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Progress = lambda done, total: None,
+    checkpoint: Checkpoint | None = None,
 ) -> DeepCachePlan:
     """The plan of `unet`, over trajectories of its pipeline; `on_progress(done, total)` counts them.
 
@@ -31,25 +34,43 @@ def calibrate_deepcache(
         raise ValueError(f"The schedule {config.schedule} needs no calibration: apply the DeepCacheConfig itself.")
     require_cacheable(unet, config)
     config.require_fit(trajectories.num_steps)
-    found = search_steps(unet, config, trajectories.num_steps, lambda: trajectories.run(on_progress))
+    found = search_steps(unet, config, Stages(trajectories, 1, on_progress, checkpoint))
     return DeepCachePlan(config, found.num_steps, fingerprint(unet), found.steps)
 
 
-def search_steps(unet: Any, config: DeepCacheConfig, num_steps: int, run: Callable[[], None]) -> CalibratedSteps:
-    """The full steps that DPS finds in the runs of `unet` that `run` makes, each nominally of `num_steps` steps.
+def search_steps(unet: Any, config: DeepCacheConfig, stages: Stages) -> CalibratedSteps:
+    """The full steps that DPS finds for `unet`, in the next of the stages.
 
     A sampler may make more calls than steps, as PLMS does: the cache then counts the calls, but the number of full
     ones is that of the steps, ceil(T/N). The features of the last 2N calls are held.
     """
-    seen: list[FeatureDistances] = []
+    distances = _Distances(config.interval)
+    with features_of(unet, config.branch, distances.add):
+        stages.run("full_steps", distances)
+    steps = dps_schedule(distances.table, config.interval, math.ceil(stages.trajectories.num_steps / config.interval))
+    return CalibratedSteps(steps, len(distances.table), config.branch)
 
-    def add(step: int, feature: torch.Tensor) -> None:
-        if not seen:
-            seen.append(FeatureDistances(current_clock().num_steps, config.interval))
-        seen[0].add(step, feature)
 
-    with features_of(unet, config.branch, add):
-        run()
-    table = seen[0].table
-    steps = dps_schedule(table, config.interval, math.ceil(num_steps / config.interval))
-    return CalibratedSteps(steps, len(table), config.branch)
+class _Distances:
+    """The distances between features; how many calls a run makes its first feature tells."""
+
+    distances: FeatureDistances
+
+    def __init__(self, interval: int) -> None:
+        self.interval = interval
+
+    @property
+    def table(self) -> torch.Tensor:
+        return self.distances.table
+
+    def add(self, step: int, feature: torch.Tensor) -> None:
+        if not hasattr(self, "distances"):
+            self.distances = FeatureDistances(current_clock().num_steps, self.interval)
+        self.distances.add(step, feature)
+
+    def state(self) -> State:
+        return {"table": self.table}
+
+    def load(self, state: State) -> None:
+        self.distances = FeatureDistances(len(state["table"]), self.interval)
+        self.distances.table.copy_(state["table"])

@@ -8,6 +8,8 @@ import math
 
 import torch
 
+from iec.efficient.accumulators import State
+
 BINS = 2048
 #: Below it bins would be narrower than what float32 tells apart.
 _SMALLEST_EXPONENT = -126
@@ -46,6 +48,17 @@ class Histogram:
         self._widen(other.low, other.high)
         self.counts += _moved(other.counts, other.first, self.first, self.exponent - other.exponent)
         self.total += other.total
+
+    def state(self) -> State:
+        """All that was counted: tensors of the same shapes for every histogram."""
+        place, ends = [self.exponent, self.first, self.total], [self.low, self.high]
+        return {"counts": self.counts, "place": torch.tensor(place), "ends": torch.tensor(ends, dtype=torch.float64)}
+
+    def load(self, state: State) -> None:
+        """Become what gave `state`."""
+        self.counts = state["counts"]
+        self.exponent, self.first, self.total = state["place"].tolist()
+        self.low, self.high = state["ends"].tolist()
 
     def edges_and_counts(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The BINS + 1 edges, float64, and the counts between them, float64. Raises ValueError where it is empty."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from iec.efficient.accumulators import State, joined, part_of
 from iec.efficient.quantization.activations import count_groups
 from iec.efficient.quantization.attention import OPERANDS, OperandProcessor
 from iec.efficient.quantization.coverage import Coverage, LayerTarget
@@ -40,11 +41,10 @@ class ActivationStatistics:
         if clock.pass_index:
             return
         self.num_steps, step = clock.num_steps, clock.step
-        size = self.covered.config.steps_per_group
         if key not in self.histograms:
-            self.histograms[key] = [Histogram() for _ in range(count_groups(clock.num_steps, size))]
+            self.histograms[key] = self._empty_row()
         try:
-            self.histograms[key][step // size].add(values)
+            self.histograms[key][step // self.covered.config.steps_per_group].add(values)
         except ValueError as error:
             raise ValueError(f"At step {step}, the input of '{key}' became infinite or NaN.") from error
 
@@ -55,8 +55,31 @@ class ActivationStatistics:
         """
         if not self.histograms:
             raise ValueError("There is no calibration data: record at least one run.")
+        # In the order of the network, not of its runs, so that the plan's bytes do not depend on an interruption.
         bits = self.covered.bits_of_activations()
-        return {key: self._grid(key, row, bits[key]) for key, row in self.histograms.items()}
+        return {key: self._grid(key, self.histograms[key], bits[key]) for key in bits if key in self.histograms}
+
+    def state(self) -> State:
+        """All that was counted."""
+        rows = {}
+        for key, row in self.histograms.items():
+            states = [histogram.state() for histogram in row]
+            rows[key] = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+        return {"num_steps": torch.tensor(self.num_steps or 0), **joined(rows)}
+
+    def load(self, state: State) -> None:
+        """Become what gave `state`."""
+        self.num_steps = int(state["num_steps"]) or None
+        for key in self.covered.bits_of_activations():
+            rows = part_of(state, key)
+            if rows:
+                self.histograms[key] = self._empty_row()
+                for group, histogram in enumerate(self.histograms[key]):
+                    histogram.load({name: values[group] for name, values in rows.items()})
+
+    def _empty_row(self) -> list[Histogram]:
+        assert self.num_steps is not None
+        return [Histogram() for _ in range(count_groups(self.num_steps, self.covered.config.steps_per_group))]
 
     def _grid(self, key: str, row: list[Histogram], bits: int) -> Grid:
         for group, histogram in enumerate(row):
