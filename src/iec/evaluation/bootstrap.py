@@ -80,25 +80,30 @@ def bootstrap_frechet(features: torch.Tensor, reference: Reference) -> Estimate:
     """The Frechet distance of features [n, d], n at least 10, to the reference; see `estimate_frechet`."""
     moments = Moments(features.shape[-1])
     moments.add(features)
-    return estimate_frechet(moments, features, reference.mean, reference.covariance)
+    return estimate_frechet(moments.n, moments.mean, moments.covariance, features, reference.mean, reference.covariance)
 
 
 def estimate_frechet(
-    moments: Moments, features: torch.Tensor, reference_mean: torch.Tensor, reference_covariance: torch.Tensor
+    n: int,
+    mean: torch.Tensor,
+    covariance: torch.Tensor,
+    features: torch.Tensor,
+    reference_mean: torch.Tensor,
+    reference_covariance: torch.Tensor,
 ) -> Estimate:
-    """The Frechet distance of all images in `moments`, with value +- 1.96 standard errors.
+    """The Frechet distance of n images of this mean [d] and covariance [d, d], with value +- 1.96 standard errors.
 
     The value is the plain distance, which n images make too large by about c/n; the interval says how it would vary
     with n other images, so it serves to compare sets of the same size. It is not made of resampled distances: a
     resampling estimates the covariance from an estimate and makes the error once more, so they lie too high. The
     standard error is what the bootstrap's becomes with many replicates, from the influence of each of `features`
-    [m, d], m at least 10: all images, or a random choice from them.
+    [m, d], m at least 10: those of all images, or of a random choice from them.
     """
     _require_enough(len(features))
-    root, mean, covariance = square_root(reference_covariance), moments.mean, moments.covariance
+    root = square_root(reference_covariance)
     value = frechet_distance_to_root(reference_mean, root, mean, covariance)
     influence = frechet_influence(features, reference_mean, root, mean, covariance)
-    spread = 1.96 * influence.std().item() / math.sqrt(moments.n)
+    spread = 1.96 * influence.std().item() / math.sqrt(n)
     return Estimate(value, value - spread, value + spread)
 
 

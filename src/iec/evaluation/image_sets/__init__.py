@@ -1,0 +1,18 @@
+"""Sets of images on disk, read in batches: folders of PNG and JPEG files, and guided-diffusion's npz batches."""
+
+from iec.evaluation.image_sets.folder import FolderImages
+from iec.evaluation.image_sets.image_set import ImageSet, TensorImages, open_images, require_same_shape
+from iec.evaluation.image_sets.npz import NpzImages, has_images, read_statistics, write_images, write_statistics
+
+__all__ = [
+    "FolderImages",
+    "ImageSet",
+    "NpzImages",
+    "TensorImages",
+    "has_images",
+    "open_images",
+    "read_statistics",
+    "require_same_shape",
+    "write_images",
+    "write_statistics",
+]
