@@ -56,8 +56,6 @@ class NpzImages:
                 content = _read(stream, count * height * width * channels, self.path)
                 pixels = np.frombuffer(content, np.uint8).reshape(count, height, width, channels)
                 yield torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).contiguous()
-            # The checksum is compared where the data end.
-            _read(stream, 1, self.path, least=0)
 
 
 def has_images(path: str | Path) -> bool:
@@ -143,13 +141,13 @@ def _stream(path: Path, key: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], 
         yield stream, shape, fortran, dtype
 
 
-def _read(stream: IO[bytes], count: int, path: Path, least: int | None = None) -> bytes:
-    """`count` bytes, or `least` of them where less will do. Raises ValueError where they are not there or altered."""
+def _read(stream: IO[bytes], count: int, path: Path) -> bytes:
+    """`count` bytes. Raises ValueError where they are not there, or, at the end of the data, were altered."""
     try:
         content = stream.read(count)
     except _BROKEN as error:
         raise ValueError(f"The images '{path}' are corrupt or truncated: {error}.") from error
-    if len(content) < (count if least is None else least):
+    if len(content) < count:
         raise ValueError(f"The images '{path}' are truncated.")
     return content
 
