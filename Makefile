@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Build environments are pinned too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: demo test lint bench slow clean
+.PHONY: demo test lint bench evidence slow clean
 
 demo: $(VENV)/.runs
 	$(BIN)/iec demo
@@ -21,9 +21,15 @@ lint: $(VENV)/.develops
 
 bench: $(VENV)/.runs
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/efficiency.py
+
+evidence: $(VENV)/.runs
+	$(BIN)/iec reproduce efficient --size quick -o docs --results runs/evidence
 
 slow: $(VENV)/.develops
+	$(PIP) -e '.[dev,quantizers]'
 	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest tests/pipelines/test_quantizers.py
 
 clean:
 	rm -rf $(VENV) iec-demo

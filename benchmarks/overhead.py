@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 
 import iec
-from iec.efficient import DeepCacheConfig, apply, remove
 from iec.models.loading import load_pipeline
 
 STEPS = 10
@@ -41,13 +40,6 @@ def run(pipe, batch_size: int, config: iec.IECConfig | None = None) -> None:
         return
     with iec.enabled(pipe, config):
         pipe(generator=generators, num_inference_steps=STEPS)
-
-
-def cached_run(pipe, batch_size: int) -> None:
-    """One run of the embedded model with DeepCache N=5."""
-    apply(pipe, DeepCacheConfig(5))
-    run(pipe, batch_size)
-    remove(pipe)
 
 
 def evaluations(pipe, batch_size: int, count: int) -> None:
@@ -79,9 +71,6 @@ def main() -> None:
             rounds,
         )
         add("corrected run / its bare evaluations", batch, found, "<= 1.05" if batch == 16 else "")
-    for batch in (1, 16, 64):
-        found = ratios(lambda batch=batch: cached_run(pipe, batch), lambda batch=batch: run(pipe, batch), rounds)
-        add("DeepCache N=5 run / full run", batch, found)
     Console().print(table)
 
 

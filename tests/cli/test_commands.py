@@ -99,6 +99,17 @@ def test_bad_models_and_folders_are_one_sentence_and_exit_code_2(iec, model, tmp
         (["sample", model, "-o", tmp_path / "file" / "out"], "cannot be written"),
         (["demo", "-o", tmp_path / "file" / "out"], "cannot be written"),
         (["demo", "-n", 3], "at least 10 images"),
+        (["demo", "--cachequant", "5"], "lacks the bits"),
+        (["demo", "--cache", "deepcache:5", "--cachequant", "5,w8a8,branch=0"], "at one branch"),
+        (["demo", "--plan", tmp_path / "nowhere"], "holds no plan"),
+        (["reproduce", "table9"], "nothing called 'table9'"),
+        (["reproduce", "efficient", "--size", "huge"], "Unknown size 'huge'"),
+        (["calibrate", model], "Nothing to calibrate"),
+        (["calibrate", model, "--quantize", "w1a8"], "weights must lie in 2..8"),
+        (["calibrate", model, "--quantize", "w8a8", "--samples", 0], "samples must be at least 1"),
+        (["calibrate", model, "--quantize", "w8a8", "-o", tmp_path / "file" / "out"], "cannot be written"),
+        (["calibrate", model, "--cachequant", "9,w8a8,schedule=dps", "--steps", 10], "half of the steps"),
+        (["calibrate", model, "--quantize", "w8a8", "--prompts", tmp_path / "no.txt"], "cannot be read"),
         (["train", tmp_path / "nowhere.npz", "-o", tmp_path / "run"], "There is no training data"),
         (["train-features", tmp_path / "no.npz", "--test", tmp_path / "no.npz", "-o", tmp_path / "run"], "no training"),
     ]:
@@ -107,7 +118,7 @@ def test_bad_models_and_folders_are_one_sentence_and_exit_code_2(iec, model, tmp
         assert sentence in last_sentence(error)
 
 
-@pytest.mark.parametrize("command", ["demo", "sample", "train", "train-features"])
+@pytest.mark.parametrize("command", ["calibrate", "demo", "reproduce", "sample", "train", "train-features"])
 def test_every_command_has_help_with_an_example(iec, command):
     code, printed, _ = iec(command, "--help")
     assert code == 0
@@ -129,3 +140,33 @@ def test_train_makes_a_model_that_sample_takes_and_resumes(iec, tmp_path):
     )
     assert code == 0
     assert "4 full" in printed
+
+
+def test_a_plan_is_calibrated_saved_and_sampled_with(iec, model, tmp_path):
+    plan = tmp_path / "plan"
+    code, printed, _ = iec("calibrate", model, "--cachequant", "2,w8a8", "--steps", 4, "--samples", 4, "-o", plan)
+    assert code == 0
+    assert "The plan for 4 steps is in" in printed
+    arguments = ["sample", model, "-n", 2, "--batch-size", 2]
+    code, printed, _ = iec(*arguments, "--steps", 4, "--plan", plan, "-o", tmp_path / "from-plan")
+    assert code == 0
+    assert "2 full and 2 cached evaluations per image" in printed
+    code, printed, error = iec(*arguments, "--steps", 5, "--plan", plan, "-o", tmp_path / "other")
+    assert code == 2
+    assert "4 steps" in last_sentence(error)
+    code, _, error = iec(*arguments, "--plan", plan, "--quantize", "w8a8", "-o", tmp_path / "other")
+    assert code == 2
+    assert "--plan already says" in last_sentence(error)
+
+
+def test_sample_calibrates_once_and_keeps_the_plan(iec, model, tmp_path):
+    arguments = ["sample", model, "--steps", 3, "--batch-size", 1, "--quantize", "w8a8", "-o", tmp_path / "out"]
+    assert iec(*arguments, "-n", 1)[0] == 0
+    plan = (tmp_path / "out" / "plan" / "plan.safetensors").stat().st_mtime_ns
+    first = (tmp_path / "out" / "000000.png").read_bytes()
+    assert iec(*arguments, "-n", 2)[0] == 0
+    assert (tmp_path / "out" / "plan" / "plan.safetensors").stat().st_mtime_ns == plan
+    assert (tmp_path / "out" / "000000.png").read_bytes() == first
+    code, _, error = iec(*[a if a != "w8a8" else "w4a8" for a in arguments], "-n", 2)
+    assert code == 2
+    assert "holds the plan of another technique" in last_sentence(error)

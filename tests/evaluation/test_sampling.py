@@ -27,7 +27,7 @@ def sample(folder, images=6, steps=4, **settings):
 
 def test_the_record_holds_settings_seeds_and_cost(tmp_path):
     cache, correction = DeepCacheConfig(2), iec.IECConfig()
-    sample(tmp_path, seed=7, cache=cache, correction=correction)
+    sample(tmp_path, seed=7, technique=cache, correction=correction)
     record = json.loads((tmp_path / "sampling.json").read_text())
     assert record["generator_seeds"] == [7_000_000 + i for i in range(6)]
     assert record["settings"]["cache"]["interval"] == 2
@@ -97,7 +97,7 @@ def test_an_unwritable_folder_is_refused(tmp_path):
         sample(tmp_path / "file" / "below")
 
 
-@pytest.mark.parametrize("settings", [{"cache": DeepCacheConfig(5)}, {"correction": iec.IECConfig(steps=[9])}])
+@pytest.mark.parametrize("settings", [{"technique": DeepCacheConfig(5)}, {"correction": iec.IECConfig(steps=[9])}])
 def test_what_does_not_fit_the_steps_is_refused_before_the_folder_is_made(tmp_path, settings):
     with pytest.raises(ValueError, match="steps"):
         sample(tmp_path / "out", **settings)

@@ -80,8 +80,8 @@ def test_a_failing_worker_is_heard_and_the_cache_is_gone(monkeypatch):
 
 
 def test_full_precision_is_the_reference_of_fidelity(result):
-    assert result.row(Setting(20)).psnr is None
-    assert all(row.psnr is not None for row in result.rows if row.sampled.setting != Setting(20))
+    assert result.row(Setting(20)).figures.psnr is None
+    assert all(row.figures.psnr is not None for row in result.rows if row.sampled.setting != Setting(20))
 
 
 def test_a_win_needs_an_interval_below_zero():

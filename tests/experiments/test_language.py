@@ -1,8 +1,16 @@
 import pytest
 
 from iec import IECConfig
-from iec.efficient import DeepCacheConfig
-from iec.experiments.language import parse_cache, parse_correction
+from iec.efficient import CacheQuantConfig, DeepCacheConfig, QuantizationConfig
+from iec.efficient.quantization.reconstruction.config import ReconstructionConfig
+from iec.experiments.language import (
+    parse_cache,
+    parse_cachequant,
+    parse_correction,
+    parse_one_technique,
+    parse_quantization,
+    parse_technique,
+)
 
 
 @pytest.mark.parametrize(
@@ -36,8 +44,47 @@ def test_corrections(text, expected):
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("float", None),
+        ("deepcache:5,branch=0", DeepCacheConfig(5, 0)),
+        ("w8a8", QuantizationConfig(8, 8)),
+        ("W4A8,softmax=6,steps_per_group=5", QuantizationConfig(4, 8, softmax=6, steps_per_group=5)),
+        ("w4a8,reconstruction=layer", QuantizationConfig(4, 8, reconstruction=ReconstructionConfig("layer"))),
+        ("cachequant:5,w4a8,branch=1,schedule=dps", CacheQuantConfig(5, 1, "dps", 4, 8)),
+        ("cachequant:3,float", CacheQuantConfig(3, weights=None)),
+        (
+            "cachequant:5,w4a8,reconstruction=block",
+            CacheQuantConfig(5, weights=4, reconstruction=ReconstructionConfig("block")),
+        ),
+    ],
+)
+def test_techniques(text, expected):
+    assert parse_technique(text) == expected
+
+
+def test_three_options_name_one_technique():
+    assert parse_one_technique(None, None, None) is None
+    assert parse_one_technique("deepcache:5", None, None) == DeepCacheConfig(5)
+    assert parse_one_technique(None, "w4a8", None) == QuantizationConfig(4, 8)
+    assert parse_one_technique(None, None, "5,w8a8") == CacheQuantConfig(5)
+    with pytest.raises(ValueError, match="--cachequant 5,w4a8"):
+        parse_one_technique("deepcache:5", "w4a8", None)
+    with pytest.raises(ValueError, match="leave out --cache and --quantize"):
+        parse_one_technique(None, "w4a8", "5,w8a8")
+
+
+@pytest.mark.parametrize(
     ("parse", "text", "sentence"),
     [
+        (parse_quantization, "8", "'8' are no bits: write wXaY"),
+        (parse_quantization, "w9a8", r"weights must lie in 2..8"),
+        (parse_quantization, "w1a8", r"weights must lie in 2..8"),
+        (parse_quantization, "w4a8,reconstruction=global", "Unknown reconstruction 'global'"),
+        (parse_quantization, "w4a8,depth=1", "Unknown setting 'depth'"),
+        (parse_cachequant, "5", "lacks the bits"),
+        (parse_cachequant, "five,w8a8", "the cache interval must be an integer"),
+        (parse_cachequant, "5,w8a8,schedule=often", "Unknown schedule 'often'"),
         (parse_cache, "teacache:5", "Unknown cache 'teacache'"),
         (parse_cache, "deepcache", "the cache interval must be an integer, but is ''"),
         (parse_cache, "deepcache:five", "the cache interval must be an integer"),

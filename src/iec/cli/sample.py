@@ -6,16 +6,32 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from iec.cli.common import BatchSize, Device, DType, Json, Model, Seed, Spacing, print_json, progress, torch_dtype
+from iec.cli.common import (
+    BatchSize,
+    Cache,
+    CacheQuant,
+    Device,
+    DType,
+    Json,
+    Model,
+    Prompt,
+    Quantize,
+    Seed,
+    Spacing,
+    print_json,
+    progress,
+    torch_dtype,
+)
 
 
 def sample(
     model: Model = None,
     images: Annotated[int, typer.Option("-n", "--images", help="How many images.")] = 64,
     steps: Annotated[int, typer.Option(help="Sampling steps T.")] = 50,
-    cache: Annotated[
-        str | None, typer.Option(help="deepcache:N, also with ,branch=.. ,schedule=uniform|centred|power.")
-    ] = None,
+    cache: Cache = None,
+    quantize: Quantize = None,
+    cachequant: CacheQuant = None,
+    plan: Annotated[Path | None, typer.Option(help="The folder of a plan that iec calibrate made.")] = None,
     correct: Annotated[
         str | None, typer.Option(help="paper, released, or settings such as relaxation=0.5,steps=edges:1/10.")
     ] = None,
@@ -25,7 +41,7 @@ def sample(
     seed: Seed = 0,
     batch_size: BatchSize = 64,
     spacing: Spacing = None,
-    prompt: Annotated[str | None, typer.Option(help="The prompt of a text-to-image pipeline.")] = None,
+    prompt: Prompt = None,
     device: Device = "cpu",
     dtype: DType = "float32",
     as_json: Json = False,
@@ -34,14 +50,28 @@ def sample(
 
     Example: iec sample -n 64 --steps 50 --cache deepcache:5 --correct relaxation=0.5,steps=edges:1/10 -o out/
     """
-    from iec.evaluation.sampling import sample_to_folder
-    from iec.experiments.language import parse_cache, parse_correction
+    from iec.evaluation.sampling import require_sampling, sample_to_folder
+    from iec.experiments.language import parse_correction, parse_one_technique
+    from iec.experiments.plans import planned
     from iec.models.loading import load_pipeline
 
-    caching, correction = parse_cache(cache), parse_correction(correct)
+    technique, correction = parse_one_technique(cache, quantize, cachequant), parse_correction(correct)
+    if plan is not None and technique is not None:
+        raise ValueError("--plan already says what the model is: leave out --cache, --quantize and --cachequant.")
     pipe = load_pipeline(model, torch_dtype(dtype), device, spacing)
+    require_sampling(pipe, images, steps, seed, batch_size, correction, prompt)
     with progress("images") as bar:
         task = bar.add_task("sampling", total=images)
+        if plan is None:
+
+            def on_calibration(done: int, total: int) -> None:
+                bar.update(task, description=f"calibrating, {done} of {total} trajectories")
+
+            inputs = {} if prompt is None else {"prompt": prompt}
+            used = planned(pipe, technique, steps, output / "plan", inputs, on_calibration)
+            bar.update(task, description="sampling")
+        else:
+            used = plan
         folder = sample_to_folder(
             pipe,
             output,
@@ -51,7 +81,7 @@ def sample(
             spacing=spacing or ("scheduler" if model else "quad"),
             seed=seed,
             batch_size=batch_size,
-            cache=caching,
+            technique=used,
             correction=correction,
             prompt=prompt,
             on_start=lambda done: bar.advance(task, done),

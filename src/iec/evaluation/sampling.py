@@ -15,7 +15,7 @@ from iec.evaluation.image_folder import ImageFolder
 from iec.method.config import IECConfig
 from iec.method.steps import select_steps
 from iec.runtime import network_of
-from iec.storage.fingerprint import fingerprint
+from iec.storage.fingerprint import fingerprint, folder_digest
 
 
 def sample_to_folder(
@@ -28,7 +28,7 @@ def sample_to_folder(
     spacing: str = "scheduler",
     seed: int = 0,
     batch_size: int = 64,
-    cache: DeepCacheConfig | None = None,
+    technique: DeepCacheConfig | Path | None = None,
     correction: IECConfig | None = None,
     prompt: str | None = None,
     on_start: Callable[[int], None] = lambda images: None,
@@ -36,24 +36,27 @@ def sample_to_folder(
 ) -> ImageFolder:
     """Sample `num_images` images into `folder`, or the rest of them where an earlier run was interrupted.
 
-    model, spacing: as they were loaded, for the record. on_start(images): how many are there already.
+    model, spacing: as they were loaded, for the record. technique: a cache, or the folder of a calibrated plan.
+    on_start(images): how many are there already.
     Raises ValueError or TypeError for bad settings, an unwritable folder, or a folder of another run, before anything
     is sampled.
     """
-    if cache is not None:
-        cache.full_steps(num_steps)
-        apply(pipe, cache)
-    if correction is not None and correction.num_iterations:
-        select_steps(correction.steps, num_steps)
+    require_sampling(pipe, num_images, num_steps, seed, batch_size, correction, prompt)
     network = network_of(pipe)
+    weights = fingerprint(network)
+    if isinstance(technique, DeepCacheConfig):
+        technique.full_steps(num_steps)
+    if technique is not None:
+        apply(pipe, technique)
     settings = {
         "model": model,
-        "weights": fingerprint(network),
+        "weights": weights,
         "num_steps": num_steps,
         "seed": seed,
         "batch_size": batch_size,
         "spacing": spacing,
-        "cache": None if cache is None else asdict(cache),
+        "cache": asdict(technique) if isinstance(technique, DeepCacheConfig) else None,
+        "plan": folder_digest(technique) if isinstance(technique, Path) else None,
         "correction": None if correction is None else correction.to_dict(),
         "prompt": prompt,
         "dtype": str(next(network.parameters()).dtype).removeprefix("torch."),
@@ -61,17 +64,34 @@ def sample_to_folder(
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    inputs: dict[str, Any] = {} if prompt is None else {"prompt": prompt}
-    # Bad settings are refused here, before the folder is touched; nothing is sampled before the first `next`.
-    generate(pipe, num_images, num_steps, seed, batch_size, correction, inputs=inputs)
-    output = ImageFolder(folder, settings, num_images, _cost(network))
+    output = ImageFolder(folder, settings, num_images, _cost(network, num_steps))
     on_start(sum(len(output.images_of(number)) for number in output.done))
-    for batch in generate(pipe, num_images, num_steps, seed, batch_size, correction, output.done, inputs):
+    for batch in generate(pipe, num_images, num_steps, seed, batch_size, correction, output.done, _inputs(prompt)):
         output.add(batch)
         on_batch(batch)
     return output
 
 
-def _cost(network: torch.nn.Module) -> EvaluationCost | None:
+def require_sampling(
+    pipe: DiffusionPipeline,
+    num_images: int,
+    num_steps: int,
+    seed: int = 0,
+    batch_size: int = 64,
+    correction: IECConfig | None = None,
+    prompt: str | None = None,
+) -> None:
+    """Raise ValueError or TypeError for settings that `sample_to_folder` refuses, before a folder is touched."""
+    if correction is not None and correction.num_iterations and num_steps > 0:
+        select_steps(correction.steps, num_steps)
+    # Nothing is sampled before the first `next`.
+    generate(pipe, num_images, num_steps, seed, batch_size, correction, inputs=_inputs(prompt))
+
+
+def _inputs(prompt: str | None) -> dict[str, Any]:
+    return {} if prompt is None else {"prompt": prompt}
+
+
+def _cost(network: torch.nn.Module, num_steps: int) -> EvaluationCost | None:
     """Only the input of an unconditional network can be made up; of any other the cost is not measured."""
-    return evaluation_cost(network) if type(network).__name__ == "UNet2DModel" else None
+    return evaluation_cost(network, num_steps) if type(network).__name__ == "UNet2DModel" else None

@@ -11,7 +11,7 @@ import torch
 
 from iec.efficient import DeepCacheConfig, QuantizationConfig
 from iec.evaluation.cost import EvaluationCost
-from iec.experiments.plans import Plans
+from iec.experiments.plans import CalibratedPlan, Plans
 from iec.experiments.rows import Judge, Judged, Sampled, Verdict, cached_evaluation_cost, compare, sample_setting
 from iec.experiments.settings import Setting, Technique, rivals
 from iec.method.config import IECConfig
@@ -100,18 +100,22 @@ def run_demo(
     seed: int = 0,
     num_images: int | None = None,
     techniques: Sequence[Technique] = (),
+    given: CalibratedPlan | None = None,
     on_plan: Callable[[Plan], None] = lambda plan: None,
     on_setting: Callable[[Setting], None] = lambda setting: None,
     on_evaluations: Callable[[float], None] = lambda evaluations: None,
 ) -> DemoResult:
     """Sample and judge every setting of the plan; the callbacks tell of progress, counted in full evaluations.
 
-    techniques: what is shown in the place of demo.toml's caches; all caches among them at one branch.
+    techniques: what is shown in the place of demo.toml's caches; all caches among them at one branch. given: a plan
+    that is shown too, and not calibrated again.
     Raises ValueError or TypeError where the embedded model cannot take one, before anything is sampled.
     """
     began = time.perf_counter()
     config = DemoConfig.load()
-    shown = tuple(techniques) or config.techniques
+    if given is not None and given.num_steps != config.num_steps:
+        raise ValueError(f"The demo makes {config.num_steps} steps, but the plan is for {given.num_steps}.")
+    shown = (*techniques, *([] if given is None else [given.config])) or config.techniques
     branches = {technique.branch for technique in shown if not isinstance(technique, QuantizationConfig)}
     if len(branches) > 1:
         raise ValueError("The demo counts cached evaluations at one branch: give all caches the same.")
@@ -121,6 +125,8 @@ def run_demo(
         DeepCacheConfig(Setting(config.num_steps, technique).interval).full_steps(config.num_steps)
     plan = make_plan(config, shown, unit, num_images)
     plans = Plans()
+    if given is not None:
+        plans.keep(pipe, given)
     on_plan(plan)
     sampled: list[Sampled] = []
     for setting in plan.settings:
@@ -131,10 +137,10 @@ def run_demo(
 
         sampled.append(sample_setting(pipe, setting, plan.num_images, seed, config.batch_size, plans, on_batch))
     judge = Judge(load_feature_network(), load_reference(), sampled[0].images)
-    rows = tuple(judge.judge(one) for one in sampled)
+    rows = tuple(Judged(one, judge.judge(one.images)) for one in sampled)
     by_setting = {row.sampled.setting: row for row in rows}
     verdicts = {
-        setting: tuple(compare(by_setting[setting], by_setting[rival]) for rival in group)
+        setting: tuple(compare(by_setting[setting].figures, by_setting[rival].figures, rival) for rival in group)
         for setting, group in plan.rivals.items()
     }
     return DemoResult(config, plan, seed, rows, verdicts, time.perf_counter() - began)

@@ -146,9 +146,9 @@ def demo_dict(result: DemoResult) -> dict[str, Any]:
             "cached_evaluations": row.sampled.cached,
             "cost": round(row.sampled.cost, 4),
             "seconds": round(row.sampled.seconds, 3),
-            "kd_cifar": _interval(row.kernel),
-            "fd_cifar": _interval(row.frechet),
-            "psnr": None if row.psnr is None else _interval(row.psnr),
+            "kd_cifar": _interval(row.figures.kernel),
+            "fd_cifar": _interval(row.figures.frechet),
+            "psnr": None if row.figures.psnr is None else _interval(row.figures.psnr),
             "verdicts": [
                 {
                     "rival": verdict.rival.label,
@@ -172,9 +172,9 @@ def _row(result: DemoResult, setting: Setting, group: str) -> Row:
         f"{sampled.cached}",
         _relative_cost(setting, result),
         f"{sampled.seconds:.1f}",
-        _spread(row.kernel, 1000, 1),
-        _spread(row.frechet, 1, 2),
-        "reference" if row.psnr is None else _spread(row.psnr, 1, 1),
+        _spread(row.figures.kernel, 1000, 1),
+        _spread(row.figures.frechet, 1, 2),
+        "reference" if row.figures.psnr is None else _spread(row.figures.psnr, 1, 1),
     )
     return Row(cells, "reference" if setting == result.plan.bases[0] else "", group)
 
@@ -210,7 +210,7 @@ def _relative_cost(setting: Setting, result: DemoResult) -> str:
 
 
 def _point(result: DemoResult, row: Judged) -> Point:
-    setting, kernel = row.sampled.setting, row.kernel
+    setting, kernel = row.sampled.setting, row.figures.kernel
     if setting.correction is not None:
         kind = "corrected"
     elif setting == result.plan.settings[0]:

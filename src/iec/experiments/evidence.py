@@ -2,23 +2,19 @@
 
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 
 from iec.experiments.language import parse_technique
-from iec.experiments.plans import Calibration, Plans, digest, technique_settings
-from iec.experiments.results import ResultFolder, StoredRow
-from iec.experiments.rows import Sampled, sample_setting
-from iec.experiments.settings import Setting, Technique, quantizes
+from iec.experiments.measuring import Measurements
+from iec.experiments.plans import Calibration
+from iec.experiments.results import StoredRow
+from iec.experiments.settings import Setting
 from iec.method.config import IECConfig
-from iec.models.loading import load_pipeline
-from iec.runtime import network_of
-from iec.storage.fingerprint import fingerprint
 
 REFRESH_ONLY = IECConfig(relaxation=0, cache="refresh")
 
@@ -37,7 +33,7 @@ class Part:
         """Its rows, those of one system together."""
         rows = []
         for system in self.systems:
-            technique = _packed(parse_technique(system))
+            technique = parse_technique(system)
             corrections = [None, IECConfig.paper(), *([REFRESH_ONLY] if system in self.refresh else [])]
             rows += [Setting(self.num_steps, technique, correction) for correction in corrections]
         return rows
@@ -51,6 +47,10 @@ class EvidenceConfig:
     batch_size: int
     calibration: Calibration
     parts: tuple[Part, ...]
+
+    def measurements(self, folder: Path, **callbacks: Any) -> Measurements:
+        """Rows with these settings, kept in `folder`; the callbacks are those of `Measurements`."""
+        return Measurements(folder, self.dtype, self.batch_size, self.calibration, **callbacks)
 
     @classmethod
     def load(cls, size: str, path: Path | None = None) -> "EvidenceConfig":
@@ -83,81 +83,16 @@ class Row:
         return self.sampled[0].record
 
 
-class Evidence:
-    """Samples the rows of a size and keeps them in `folder`; a row that is there already is read.
-
-    on_row(setting, seed, done): before each row; done says that it is there. on_images(images): after each batch.
-    """
-
-    def __init__(
-        self,
-        config: EvidenceConfig,
-        folder: Path,
-        on_row: Callable[[Setting, int, bool], None] = lambda setting, seed, done: None,
-        on_images: Callable[[int], None] = lambda images: None,
-        on_calibration: Callable[[Setting, int, int], None] = lambda setting, done, total: None,
-    ) -> None:
-        self.config, self.on_row, self.on_images = config, on_row, on_images
-        self.rows = ResultFolder(folder / "rows")
-        self.plans = Plans(config.calibration, folder / "plans", on_calibration)
-
-    def run(self, selected: Callable[[Setting], bool] = lambda setting: True) -> list[Row]:
-        """All selected rows, part by part, sampled where they are missing."""
-        return [
-            Row(part, setting, tuple(self._row(part, setting, seed) for seed in part.seeds))
-            for part in self.config.parts
-            for setting in part.settings()
-            if selected(setting)
-        ]
-
-    def _row(self, part: Part, setting: Setting, seed: int) -> StoredRow:
-        pipe = load_pipeline(dtype=getattr(torch, self.config.dtype))
-        key = digest(self._settings(pipe, part, setting, seed))
-        found = self.rows.find(key)
-        self.on_row(setting, seed, found is not None)
-        if found is not None:
-            self.on_images(part.images)
-            return found
-        sampled = sample_setting(pipe, setting, part.images, seed, self.config.batch_size, self.plans, self.on_images)
-        row = StoredRow(sampled.images, _record(setting, seed, sampled))
-        self.rows.add(key, row)
-        return row
-
-    def _settings(self, pipe: DiffusionPipeline, part: Part, setting: Setting, seed: int) -> dict[str, Any]:
-        """Everything that decides a row's bytes."""
-        return {
-            "weights": fingerprint(network_of(pipe)),
-            "scheduler": pipe.scheduler.config.spacing,
-            "dtype": self.config.dtype,
-            "num_steps": setting.num_steps,
-            "technique": technique_settings(setting.technique),
-            "plan": self.plans.digest(pipe, setting),
-            "correction": None if setting.correction is None else setting.correction.to_dict(),
-            "seed": seed,
-            "images": part.images,
-            "batch_size": self.config.batch_size,
-            "torch": torch.__version__,
-        }
-
-
-def _packed(technique: Technique | None) -> Technique | None:
-    """The technique with its weights stored in the bytes that the table reports."""
-    return replace(technique, storage="packed") if quantizes(technique) else technique
-
-
-def _record(setting: Setting, seed: int, sampled: Sampled) -> dict[str, Any]:
-    return {
-        "setting": setting.label,
-        "seed": seed,
-        "images": len(sampled.images),
-        "full_evaluations": sampled.full,
-        "cached_evaluations": sampled.cached,
-        "cost": sampled.cost,
-        "model_bytes": sampled.model_bytes,
-        "seconds": sampled.seconds,
-        "processor_seconds": sampled.processor_seconds,
-        "threads": torch.get_num_threads(),
-    }
+def measure(
+    config: EvidenceConfig, measurements: Measurements, selected: Callable[[Setting], bool] = lambda setting: True
+) -> list[Row]:
+    """All selected rows, part by part, sampled where they are missing."""
+    return [
+        Row(part, setting, tuple(measurements.row(setting, part.images, seed) for seed in part.seeds))
+        for part in config.parts
+        for setting in part.settings()
+        if selected(setting)
+    ]
 
 
 def _part(entry: Mapping[str, Any]) -> Part:

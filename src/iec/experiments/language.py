@@ -4,9 +4,10 @@
 """
 
 import re
-from typing import Any
+from typing import Any, cast
 
 from iec.efficient import CacheQuantConfig, DeepCacheConfig, QuantizationConfig
+from iec.efficient.quantization.reconstruction.config import Granularity, ReconstructionConfig
 from iec.experiments.settings import Technique
 from iec.method.config import IECConfig
 
@@ -70,6 +71,24 @@ def parse_technique(text: str) -> Technique | None:
     return parse_cache(text) if ":" in text.split(",")[0] else parse_quantization(text)
 
 
+def parse_one_technique(cache: str | None, quantize: str | None, cachequant: str | None) -> Technique | None:
+    """The technique that three options ask for together; a cache beside a quantization is both, uncorrected.
+
+    Raises ValueError where they exclude one another.
+    """
+    caching, quantization, both = parse_cache(cache), parse_quantization(quantize), parse_cachequant(cachequant)
+    if both is not None:
+        if caching is not None or quantization is not None:
+            raise ValueError("--cachequant already caches and quantizes: leave out --cache and --quantize.")
+        return both
+    if caching is not None and quantization is not None:
+        raise ValueError(
+            f"A cache and a quantization together are --cachequant {caching.interval},w{quantization.weights}"
+            f"a{quantization.activations}."
+        )
+    return caching or quantization
+
+
 def parse_correction(text: str | None) -> IECConfig | None:
     """`paper`, `released`, `none`, or settings such as `relaxation=1+0.5,iterations=2,steps=0+5+9`; None: none."""
     if text is None or text == "none":
@@ -95,7 +114,19 @@ def _bits(text: str) -> tuple[int, int]:
 
 
 def _quantization_settings(parts: list[str], kinds: dict[str, type]) -> dict[str, Any]:
-    return {key: _cast(key, value, kinds) for key, value in map(_pair, parts)}
+    settings: dict[str, Any] = {}
+    for key, value in map(_pair, parts):
+        if key == "reconstruction":
+            settings[key] = ReconstructionConfig(_granularity(value))
+        else:
+            settings[key] = _cast(key, value, {**kinds, "reconstruction": str})
+    return settings
+
+
+def _granularity(text: str) -> Granularity:
+    if text not in ("layer", "block"):
+        raise ValueError(f"Unknown reconstruction '{text}': use layer or block.")
+    return cast(Granularity, text)
 
 
 def _correction_value(key: str, value: str) -> Any:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,12 +10,24 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from iec.efficient import DeepCacheConfig, apply, calibrate, load_plan, remove
+from iec.efficient import (
+    CacheQuantPlan,
+    DeepCacheConfig,
+    DeepCachePlan,
+    QuantizationPlan,
+    apply,
+    calibrate,
+    load_plan,
+    remove,
+)
 from iec.efficient.applying import Technique as Applicable
-from iec.experiments.settings import Setting, Technique
+from iec.efficient.plan_files import require_model
+from iec.efficient.quantization.layers import Storage
+from iec.experiments.settings import Setting, Technique, quantizes
 from iec.runtime import network_of
-from iec.storage.fingerprint import fingerprint
+from iec.storage.fingerprint import fingerprint, folder_digest
 
+CalibratedPlan = QuantizationPlan | CacheQuantPlan | DeepCachePlan
 #: Told which setting is being calibrated, how much of it is done, and how much there is.
 Progress = Callable[[Setting, int, int], None]
 #: Where the weights are stored does not change what a model computes.
@@ -35,6 +47,7 @@ class Plans:
     """What `apply` takes for each setting.
 
     folder: where plans are kept between runs, one folder each, named by a digest of everything they depend on.
+    storage: how quantized weights are stored while in use; None: as the technique says.
     """
 
     def __init__(
@@ -42,9 +55,10 @@ class Plans:
         calibration: Calibration = Calibration(),
         folder: Path | None = None,
         on_progress: Progress = lambda setting, done, total: None,
+        storage: Storage | None = None,
     ) -> None:
-        self.calibration, self.folder, self.on_progress = calibration, folder, on_progress
-        self._made: dict[str, Any] = {}
+        self.calibration, self.folder, self.on_progress, self.storage = calibration, folder, on_progress, storage
+        self._made: dict[str, CalibratedPlan] = {}
 
     @contextmanager
     def applied(self, pipe: DiffusionPipeline, setting: Setting) -> Iterator[None]:
@@ -52,7 +66,7 @@ class Plans:
         technique = self.find(pipe, setting)
         try:
             if technique is not None:
-                apply(pipe, technique)
+                apply(pipe, technique, self.storage if quantizes(setting.technique) else None)
             yield
         finally:
             remove(pipe)
@@ -63,25 +77,26 @@ class Plans:
         `pipe` must have nothing applied.
         """
         technique = setting.technique
-        if technique is None or not needs_plan(technique):
+        if technique is None or (isinstance(technique, DeepCacheConfig) and not needs_plan(technique)):
             return technique
         key = self.key(pipe, setting)
         if key not in self._made:
-            self._made[key] = self._load_or_calibrate(pipe, setting, technique, key)
+            self._made[key] = self._load_or_calibrate(pipe, setting, key)
         return self._made[key]
 
     def digest(self, pipe: DiffusionPipeline, setting: Setting) -> str | None:
-        """A digest of what the setting's plan holds; None where it needs none."""
+        """A digest of the numbers in the setting's plan; None where it needs none."""
         plan = self.find(pipe, setting)
         if plan is None or isinstance(plan, DeepCacheConfig):
             return None
         if self.folder is None:
             raise ValueError("Only a plan that is kept in a folder has a digest.")
-        folder = self.folder / self.key(pipe, setting)
-        content = hashlib.sha256()
-        for path in sorted(folder.rglob("*.safetensors")):
-            content.update(path.read_bytes())
-        return content.hexdigest()[:20]
+        return folder_digest(self.folder / self.key(pipe, setting), "*.safetensors")
+
+    def keep(self, pipe: DiffusionPipeline, plan: CalibratedPlan) -> None:
+        """Use a plan that was made before. Raises ValueError where `pipe` is another model."""
+        require_model(network_of(pipe), plan.model)
+        self._made[self.key(pipe, Setting(plan.num_steps, plan.config))] = plan
 
     def key(self, pipe: DiffusionPipeline, setting: Setting) -> str:
         """A digest of everything that the setting's plan depends on."""
@@ -98,16 +113,17 @@ class Plans:
         }
         return digest(settings)
 
-    def _load_or_calibrate(self, pipe: DiffusionPipeline, setting: Setting, technique: Any, key: str) -> Applicable:
+    def _load_or_calibrate(self, pipe: DiffusionPipeline, setting: Setting, key: str) -> CalibratedPlan:
         if self.folder is None:
-            return self._calibrate(pipe, setting, technique)
+            return self._calibrate(pipe, setting)
         folder = self.folder / key
         if not folder.exists():
-            self._calibrate(pipe, setting, technique).save_pretrained(folder)
+            self._calibrate(pipe, setting).save_pretrained(folder)
         return load_plan(folder)
 
-    def _calibrate(self, pipe: DiffusionPipeline, setting: Setting, technique: Any) -> Any:
-        chosen = self.calibration
+    def _calibrate(self, pipe: DiffusionPipeline, setting: Setting) -> CalibratedPlan:
+        chosen, technique = self.calibration, setting.technique
+        assert technique is not None
         return calibrate(
             pipe,
             technique,
@@ -117,6 +133,31 @@ class Plans:
             chosen.seed,
             on_progress=lambda done, total: self.on_progress(setting, done, total),
         )
+
+
+def planned(
+    pipe: DiffusionPipeline,
+    technique: Technique | None,
+    num_steps: int,
+    folder: Path,
+    inputs: Mapping[str, Any],
+    on_progress: Callable[[int, int], None],
+) -> DeepCacheConfig | Path | None:
+    """What samples with `technique`: itself, or `folder`, with its plan, which is made there unless it is there.
+
+    Raises ValueError where the folder's plan has other settings or another number of steps.
+    """
+    if technique is None or (isinstance(technique, DeepCacheConfig) and not needs_plan(technique)):
+        return technique
+    if folder.exists():
+        found = load_plan(folder)
+        if technique_settings(found.config) != technique_settings(technique) or found.num_steps != num_steps:
+            raise ValueError(f"'{folder}' holds the plan of another technique: use another output folder.")
+    else:
+        checkpoint = folder.with_name(f".{folder.name}-calibration")
+        plan = calibrate(pipe, technique, num_steps, inputs=inputs, on_progress=on_progress, checkpoint=checkpoint)
+        plan.save_pretrained(folder)
+    return folder
 
 
 def needs_plan(technique: Technique) -> bool:

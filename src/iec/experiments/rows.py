@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import DiffusionPipeline
 
-from iec.efficient import DeepCacheConfig, apply, remove
+from iec.efficient import DeepCacheConfig, apply, model_bytes, remove
 from iec.evaluation.bootstrap import (
     Estimate,
     bootstrap_frechet,
@@ -22,7 +22,7 @@ from iec.evaluation.bootstrap import (
 from iec.evaluation.cost import EvaluationCost, evaluation_cost
 from iec.evaluation.features import extract_features
 from iec.evaluation.generate import Batch, generate
-from iec.evaluation.kernel import KernelTerms, kernel_terms, mean_kernel_within
+from iec.evaluation.kernel import KernelTerms, kernel_distance, kernel_terms, mean_kernel_within
 from iec.evaluation.psnr import mean_squared_error
 from iec.experiments.plans import Plans
 from iec.experiments.settings import Setting
@@ -49,10 +49,9 @@ class Sampled:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One setting with its figures: KD-cifar, FD-cifar, and PSNR to full precision (None for full precision itself)."""
+class Figures:
+    """How good a set of images is: KD-cifar, FD-cifar, and PSNR to full precision (None for full precision itself)."""
 
-    sampled: Sampled
     kernel: Estimate
     frechet: Estimate
     psnr: Estimate | None
@@ -60,8 +59,16 @@ class Judged:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """One setting with its figures."""
+
+    sampled: Sampled
+    figures: Figures
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """A corrected setting against one rival: the paired difference of KD-cifar, negative where correction is better."""
+    """A setting against one rival: the paired difference of KD-cifar, negative where the setting is better."""
 
     rival: Setting
     difference: Estimate
@@ -150,13 +157,17 @@ class Judge:
         self.network, self.reference, self.full_precision = network, reference, full_precision
         self.within_reference = mean_kernel_within(reference.features)
 
-    def judge(self, sampled: Sampled) -> Judged:
-        """The figures of one setting, each with its 95 % bootstrap interval."""
-        features = extract_features(self.network, sampled.images)
+    def kernel_distance(self, images: torch.Tensor) -> float:
+        """KD-cifar of images uint8 [n, 3, 32, 32]."""
+        features = extract_features(self.network, images)
+        return kernel_distance(kernel_terms(features, self.reference.features, self.within_reference)).item()
+
+    def judge(self, images: torch.Tensor) -> Figures:
+        """The figures of images uint8 [n, 3, 32, 32], each with its 95 % bootstrap interval."""
+        features = extract_features(self.network, images)
         terms = kernel_terms(features, self.reference.features, self.within_reference)
-        errors = mean_squared_error(sampled.images, self.full_precision)
-        return Judged(
-            sampled,
+        errors = mean_squared_error(images, self.full_precision)
+        return Figures(
             bootstrap_kernel_distance(terms),
             bootstrap_frechet(features, self.reference),
             bootstrap_psnr(errors) if bool(errors.any()) else None,
@@ -164,13 +175,6 @@ class Judge:
         )
 
 
-def compare(corrected: Judged, rival: Judged) -> Verdict:
-    """The verdict on a corrected setting against one rival, paired by image."""
-    return Verdict(rival.sampled.setting, bootstrap_kernel_difference(corrected.terms, rival.terms))
-
-
-def model_bytes(pipe: DiffusionPipeline) -> int:
-    """Replaced by iec.efficient.model_bytes."""
-    network = network_of(pipe)
-    named = [*network.named_parameters(), *network.named_buffers()]
-    return sum(t.untyped_storage().nbytes() for name, t in named if ".original." not in name)
+def compare(ours: Figures, rival: Figures, setting: Setting) -> Verdict:
+    """The verdict on a row against a rival with that setting, paired by image."""
+    return Verdict(setting, bootstrap_kernel_difference(ours.terms, rival.terms))

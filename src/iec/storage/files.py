@@ -40,7 +40,11 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
 
 def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
     """Write `value` as indented JSON, atomically."""
-    text = json.dumps(value, indent=2) + "\n"
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` in UTF-8, atomically."""
     write_atomically(path, lambda temporary: _write_text(temporary, text))
 
 
@@ -59,6 +63,11 @@ def write_folder_atomically(path: str | Path, write: Callable[[Path], None]) -> 
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def folder_bytes(folder: str | Path) -> int:
+    """The size of all files in `folder` together."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -1,0 +1,120 @@
+"""`iec reproduce`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from iec.cli.common import Json, print_json, progress
+
+if TYPE_CHECKING:
+    from iec.experiments.settings import Setting
+
+
+def reproduce(
+    what: Annotated[
+        str,
+        typer.Argument(help="efficient, table1, table2, table3, table5, iterations, relaxation, pareto or severity."),
+    ],
+    size: Annotated[str, typer.Option(help="Of `efficient`: quick (two cores, 90 minutes) or full (a GPU).")] = "quick",
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the page and its pictures go.")] = Path(
+        "iec-results"
+    ),
+    results: Annotated[
+        Path, typer.Option(help="Where sampled rows and plans are kept; what is there is not computed again.")
+    ] = Path("iec-results/measured"),
+    only: Annotated[
+        str | None, typer.Option(help="Of `efficient`: sample only the rows whose name contains this; writes no page.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the paper's claims on the embedded model; interrupted, the same command goes on row by row.
+
+    Example: iec reproduce efficient --size quick -o docs/
+    """
+    from iec.experiments.tables import load_table, table_names
+    from iec.storage.files import require_writable
+
+    known = ["efficient", *table_names()]
+    if what not in known:
+        raise ValueError(f"There is nothing called '{what}' to reproduce: use {', '.join(known)}.")
+    if what == "efficient":
+        from iec.experiments.evidence import EvidenceConfig
+
+        config = EvidenceConfig.load(size)
+        require_writable(output)
+        _efficient(config, size, output, results, only, as_json)
+        return
+    table = load_table(what)
+    require_writable(output)
+    _table(table, output, results, as_json)
+
+
+def _efficient(config: Any, size: str, output: Path, results: Path, only: str | None, as_json: bool) -> None:
+    from iec.experiments.evidence import measure
+    from iec.experiments.evidence_report import evidence_json, evidence_table, judge_part, write_evidence
+    from iec.reports.table import to_rich
+
+    total = sum(part.images * len(part.seeds) * len(part.settings()) for part in config.parts)
+    rows = _watched(
+        total,
+        lambda callbacks: measure(
+            config, config.measurements(results, **callbacks), lambda setting: only is None or only in setting.label
+        ),
+    )
+    console = Console(highlight=False, soft_wrap=True)
+    if only is not None:
+        console.print(f"{len(rows)} rows are in {results}.")
+        return
+    sections = [judge_part([row for row in rows if row.part == part]) for part in config.parts]
+    paths = write_evidence(sections, config, size, output)
+    if as_json:
+        print_json(evidence_json(sections, size))
+        return
+    for section in sections:
+        console.print(to_rich(evidence_table(section)))
+    console.print(f"Page: {paths[0]}")
+
+
+def _table(table: Any, output: Path, results: Path, as_json: bool) -> None:
+    from iec.experiments.tables import full_precision, measure_table
+    from iec.experiments.tables_report import judge_table, result_table, table_json, write_table
+    from iec.reports.table import to_rich
+
+    total = table.images * (1 + len(table.systems) * len(table.corrections))
+
+    def work(callbacks: dict[str, Any]) -> Any:
+        measurements = table.measurements(results, **callbacks)
+        reference = full_precision(table, measurements)
+        return judge_table(measure_table(table, measurements), reference.images)
+
+    judged = _watched(total, work)
+    paths = write_table(table, judged, output)
+    if as_json:
+        print_json(table_json(table, judged))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(to_rich(result_table(table, judged)))
+    console.print(f"Page: {paths[0]}")
+
+
+def _watched(total: int, work: Callable[[dict[str, Any]], Any]) -> Any:
+    """`work` under a progress bar of `total` images, which its callbacks move."""
+    with progress("images") as bar:
+        task = bar.add_task("sampling", total=total)
+
+        def on_row(setting: "Setting", seed: int, done: bool) -> None:
+            bar.update(task, description=f"{setting.label:<44}")
+
+        def on_calibration(setting: "Setting", done: int, total: int) -> None:
+            bar.update(task, description=f"calibrating {setting.system} {done}/{total}".ljust(44))
+
+        return work(
+            {
+                "on_row": on_row,
+                "on_images": lambda images: bar.advance(task, images),
+                "on_calibration": on_calibration,
+            }
+        )

@@ -1,0 +1,83 @@
+"""Rows that are sampled once and kept: the same settings give the same row, and are never computed twice."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from iec.experiments.plans import Calibration, Plans, digest, technique_settings
+from iec.experiments.results import ResultFolder, StoredRow
+from iec.experiments.rows import Sampled, sample_setting
+from iec.experiments.settings import Setting
+from iec.models.loading import load_pipeline
+from iec.runtime import network_of
+from iec.storage.fingerprint import fingerprint
+
+
+class Measurements:
+    """The rows of the embedded model in `folder`, with the plans that they need.
+
+    on_row(setting, seed, done): before each row; done says that it is there. on_images(images): after each batch.
+    on_calibration(setting, done, total): while a plan is made.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        dtype: str,
+        batch_size: int,
+        calibration: Calibration,
+        on_row: Callable[[Setting, int, bool], None] = lambda setting, seed, done: None,
+        on_images: Callable[[int], None] = lambda images: None,
+        on_calibration: Callable[[Setting, int, int], None] = lambda setting, done, total: None,
+    ) -> None:
+        self.dtype, self.batch_size, self.on_row, self.on_images = dtype, batch_size, on_row, on_images
+        self.rows = ResultFolder(folder / "rows")
+        self.plans = Plans(calibration, folder / "plans", on_calibration, storage="packed")
+
+    def row(self, setting: Setting, images: int, seed: int, spacing: str = "quad") -> StoredRow:
+        """The row of these settings, sampled if it is not there."""
+        pipe = load_pipeline(dtype=getattr(torch, self.dtype), spacing=spacing)
+        key = digest(self._settings(pipe, setting, images, seed))
+        found = self.rows.find(key)
+        self.on_row(setting, seed, found is not None)
+        if found is not None:
+            self.on_images(images)
+            return found
+        sampled = sample_setting(pipe, setting, images, seed, self.batch_size, self.plans, self.on_images)
+        row = StoredRow(sampled.images, _record(setting, seed, sampled))
+        self.rows.add(key, row)
+        return row
+
+    def _settings(self, pipe: DiffusionPipeline, setting: Setting, images: int, seed: int) -> dict[str, Any]:
+        """Everything that decides a row's bytes."""
+        return {
+            "weights": fingerprint(network_of(pipe)),
+            "scheduler": pipe.scheduler.config.spacing,
+            "dtype": self.dtype,
+            "num_steps": setting.num_steps,
+            "technique": technique_settings(setting.technique),
+            "plan": self.plans.digest(pipe, setting),
+            "correction": None if setting.correction is None else setting.correction.to_dict(),
+            "seed": seed,
+            "images": images,
+            "batch_size": self.batch_size,
+            "torch": torch.__version__,
+        }
+
+
+def _record(setting: Setting, seed: int, sampled: Sampled) -> dict[str, Any]:
+    return {
+        "setting": setting.label,
+        "seed": seed,
+        "images": len(sampled.images),
+        "full_evaluations": sampled.full,
+        "cached_evaluations": sampled.cached,
+        "cost": sampled.cost,
+        "model_bytes": sampled.model_bytes,
+        "seconds": sampled.seconds,
+        "processor_seconds": sampled.processor_seconds,
+        "threads": torch.get_num_threads(),
+    }
