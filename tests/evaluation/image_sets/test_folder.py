@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from iec.evaluation.image_sets import TensorImages, open_images, require_same_shape
+from iec.evaluation.image_sets import TensorImages, open_images, require_pairs, require_same_shape
 
 
 def save(path, seed=0, size=(6, 4), mode="RGB", **options):
@@ -69,12 +69,12 @@ def test_sixteen_bit_images_are_refused(tmp_path):
 
 def test_a_sampling_run_that_is_not_finished_is_refused(tmp_path):
     save(tmp_path / "000000.png")
-    record = {"images": 5, "complete": False}
+    record = {"generator_seeds": [0, 1, 2, 3, 4], "complete": False}
     (tmp_path / "sampling.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match="does not hold all of its 5 images yet"):
         open_images(tmp_path)
     (tmp_path / "sampling.json").write_text(json.dumps({**record, "complete": True}))
-    assert len(open_images(tmp_path)) == 1
+    assert open_images(tmp_path).seeds == [0, 1, 2, 3, 4]
     (tmp_path / "sampling.json").write_text("[]")
     with pytest.raises(ValueError, match="is no record of a sampling run"):
         open_images(tmp_path)
@@ -97,3 +97,19 @@ def test_sets_of_other_shapes_do_not_compare():
         require_same_shape(grey, TensorImages(torch.zeros(2, 3, 4, 6, dtype=torch.uint8), "c"))
     with pytest.raises(ValueError, match="must be uint8"):
         TensorImages(torch.zeros(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize(("first", "second", "refused"), [([0, 1], [0, 1], False), ([0, 1], [5, 6], True)])
+def test_runs_of_other_seeds_are_no_pairs(tmp_path, first, second, refused):
+    for folder, seeds in (("a", first), ("b", second), ("unknown", None)):
+        for i in range(2):
+            save(tmp_path / folder / f"{i}.png", i)
+        if seeds is not None:
+            (tmp_path / folder / "sampling.json").write_text(json.dumps({"generator_seeds": seeds}))
+    a, b, unknown = (open_images(tmp_path / name) for name in ("a", "b", "unknown"))
+    require_pairs(a, unknown)
+    if refused:
+        with pytest.raises(ValueError, match="were sampled from other seeds"):
+            require_pairs(a, b)
+    else:
+        require_pairs(a, b)

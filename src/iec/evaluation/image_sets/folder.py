@@ -18,6 +18,7 @@ _NAMED = 3  # bad files that a refusal names
 class FolderImages:
     """The PNG and JPEG files of a folder and its subfolders, sorted by path; palettes are read as RGB.
 
+    seeds: of the images in order, where `iec sample` made them, else None.
     Every file is decoded once when the set is opened. Raises ValueError, in one sentence that names and counts them,
     where files are corrupt, truncated or of another shape than most, and where there is no image or `iec sample` is not
     finished there.
@@ -26,7 +27,7 @@ class FolderImages:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.name = str(path)
-        _require_finished(self.path)
+        self.seeds = _seeds(self.path)
         self.files = sorted(
             file for file in self.path.rglob("*") if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
         )
@@ -80,17 +81,19 @@ def _decoded_shapes(files: Sequence[Path], folder: Path) -> list[tuple[int, int,
     return [found for found in shapes if found is not None]
 
 
-def _require_finished(folder: Path) -> None:
+def _seeds(folder: Path) -> list[int] | None:
+    """The seeds in the record of `iec sample`, or None without one; refuses a run that is not finished."""
     record = folder / "sampling.json"
     if not record.is_file():
-        return
+        return None
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
-        complete, images = bool(found.get("complete", True)), found["images"]
-    except (ValueError, KeyError, AttributeError) as error:
+        complete, seeds = bool(found.get("complete", True)), list(found["generator_seeds"])
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"'{record}' is no record of a sampling run.") from error
     if not complete:
-        raise ValueError(f"'{folder}' does not hold all of its {images} images yet: run the same iec sample again.")
+        raise ValueError(f"'{folder}' does not hold all of its {len(seeds)} images yet: run the same iec sample again.")
+    return seeds
 
 
 def _names(files: Sequence[Path], folder: Path) -> str:

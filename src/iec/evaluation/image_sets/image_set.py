@@ -74,6 +74,19 @@ def require_same_shape(images: ImageSet, other: ImageSet) -> None:
         )
 
 
+def require_pairs(images: ImageSet, other: ImageSet) -> None:
+    """Raise ValueError where image i of one set cannot be that of the other: other shapes, numbers, or known seeds."""
+    require_same_shape(images, other)
+    if len(images) != len(other):
+        raise ValueError(
+            f"'{images.name}' holds {len(images)} images, but '{other.name}' {len(other)}: "
+            "pairs need the same images of both."
+        )
+    seeds = [part.seeds for part in (images, other) if isinstance(part, FolderImages) and part.seeds is not None]
+    if len(seeds) == 2 and seeds[0] != seeds[1]:
+        raise ValueError(f"'{images.name}' and '{other.name}' were sampled from other seeds: sample one of them again.")
+
+
 def describe(shape: tuple[int, int, int]) -> str:
     """Such as `32x32 pixels, 3 channels`: width before height."""
     channels, height, width = shape

@@ -5,17 +5,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from iec.evaluation.bootstrap import MINIMUM_IMAGES
-from iec.evaluation.image_sets import ImageSet, require_same_shape
+from iec.evaluation.image_sets import ImageSet, require_pairs
+from iec.evaluation.metrics.cifar import CifarExtractor
 from iec.evaluation.metrics.clip import ClipScore, clip_figure
 from iec.evaluation.metrics.distances import ENOUGH, frechet_figure, kernel_figure
 from iec.evaluation.metrics.extractor import FeatureExtractor
 from iec.evaluation.metrics.feature_set import FeatureSet, collect
 from iec.evaluation.metrics.figure import Figure
+from iec.evaluation.metrics.inception import InceptionExtractor
 from iec.evaluation.metrics.inception_score import score_figure
 from iec.evaluation.metrics.lpips import Lpips
 from iec.evaluation.metrics.paired import paired_figures
 from iec.evaluation.metrics.precision_recall import precision_recall_figures
 from iec.evaluation.metrics.reference import ReferenceSource
+from iec.models.features import load_feature_network
 
 GROUND_TRUTH = ("fd", "kd", "sfd", "is", "pr")
 PAIRED = ("psnr", "ssim", "lpips")
@@ -44,6 +47,22 @@ class Evaluation:
         }
 
 
+def load_extractor(name: str, device: str = "cpu") -> FeatureExtractor:
+    """`cifar` or `inception`. Raises ValueError for another name, or where the extra is missing."""
+    if name == "cifar":
+        return CifarExtractor(load_feature_network().to(device))
+    if name == "inception":
+        return InceptionExtractor(device=device)
+    raise ValueError(f"Unknown features '{name}': use cifar or inception.")
+
+
+def require_known(names: Sequence[str] | None) -> None:
+    """Raise ValueError for a name that is none of `METRICS`; None names none."""
+    for name in names or ():
+        if name not in METRICS:
+            raise ValueError(f"Unknown metric '{name}': use {', '.join(METRICS)}, joined by +.")
+
+
 def choose_metrics(
     names: Sequence[str] | None,
     images: int,
@@ -62,9 +81,8 @@ def choose_metrics(
         chosen |= ({"psnr", "ssim"} if full_precision else set()) | ({"clip"} if prompts else set())
     else:
         chosen = set(names)
+    require_known(names)
     for name in chosen:
-        if name not in METRICS:
-            raise ValueError(f"Unknown metric '{name}': use {', '.join(METRICS)}, joined by +.")
         if name in ("fd", "sfd") and reference is None:
             raise ValueError(f"The metric '{name}' needs a reference.")
         if name in ("kd", "pr") and not has_features:
@@ -103,7 +121,7 @@ def evaluate(
     if ground_truth:
         extractor.require_shape(images.shape)
     if full_precision is not None:
-        require_same_shape(images, full_precision)
+        require_pairs(images, full_precision)
     figures: list[Figure] = []
     features = None
     if ground_truth:

@@ -42,6 +42,11 @@ class FeatureSet:
             reference.n, Gaussian(reference.mean, reference.covariance), kept=Features(reference.features[:KEPT])
         )
 
+    def statistics(self) -> dict[str, torch.Tensor]:
+        """`mu`, `sigma` and, where they are there, `mu_s`, `sigma_s`, as guided-diffusion names them."""
+        spatial = {} if self.spatial is None else {"mu_s": self.spatial.mean, "sigma_s": self.spatial.covariance}
+        return {"mu": self.pooled.mean, "sigma": self.pooled.covariance, **spatial}
+
 
 def collect(
     images: ImageSet,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from iec.evaluation.bootstrap import bootstrap_mean, bootstrap_psnr
-from iec.evaluation.image_sets import ImageSet, require_same_shape
+from iec.evaluation.image_sets import ImageSet, require_pairs
 from iec.evaluation.metrics.figure import Figure
 from iec.evaluation.metrics.lpips import Lpips
 from iec.evaluation.metrics.ssim import ssim
@@ -25,14 +25,9 @@ def paired_figures(
 ) -> list[Figure]:
     """PSNR of the mean squared error, mean SSIM and mean LPIPS, as `metrics` names them, image by image in order.
 
-    lpips: needed for "lpips". Raises ValueError where the sets differ in number or shape, or hold fewer than 10 images.
+    lpips: needed for "lpips". Raises ValueError where the sets are no pairs, or hold fewer than 10 images.
     """
-    require_same_shape(images, full_precision)
-    if len(images) != len(full_precision):
-        raise ValueError(
-            f"'{images.name}' holds {len(images)} images, but '{full_precision.name}' {len(full_precision)}: "
-            "paired figures need the same images of both."
-        )
+    require_pairs(images, full_precision)
     measures: dict[str, Measure] = {"psnr": mean_squared_error, "ssim": ssim}
     if lpips is not None:
         measures["lpips"] = lpips

@@ -28,7 +28,7 @@ def ssim(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     covariance = _windowed(x * y) - mean_x * mean_y
     similarity = (
         (2 * mean_x * mean_y + _C1)
-        * (2 * covariance + _C1)
+        * (2 * covariance + _C2)
         / ((mean_x**2 + mean_y**2 + _C1) * (variance_x + variance_y + _C2))
     )
     return similarity.mean(dim=(1, 2, 3))
