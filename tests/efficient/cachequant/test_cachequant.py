@@ -1,28 +1,24 @@
-"""CacheQuant as a whole: features, calibration, runs with every step's own correction, plans."""
+"""CacheQuant as a whole: features, calibration, runs with every step's own correction."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMPipeline, UNet2DModel
-from tiny_models import ddim_pipe, draw, noise, recorded_inputs, tiny_unet
+from tiny_models import draw, noise, tiny_unet
 
 import iec
 from iec.efficient import (
     CacheQuantConfig,
-    CacheQuantPlan,
     DeepCacheConfig,
     applied,
     apply,
     calibrate,
-    load_plan,
     remove,
 )
 from iec.efficient.cachequant.dec import QuantizationCorrection
 from iec.efficient.cachequant.reentry import reentry_layers
-from iec.efficient.caching.deepcache import branch_of
 from iec.efficient.caching.dps import FeatureDistances, dps_schedule
 from iec.efficient.caching.features import features_of
 from iec.efficient.quantization.coverage import coverage
@@ -40,25 +36,7 @@ from ..caching.architectures import (
     plain,
     skip_channels,
 )
-
-STEPS, INTERVAL, BRANCH = 8, 4, 1
-CACHE = CacheQuantConfig(INTERVAL, BRANCH, weights=None)
-QUANTIZED = replace(CACHE, weights=8)
-SETTINGS = {"samples": 6, "batch_size": 4}
-
-
-def pipe_of(seed=0):
-    return ddim_pipe(tiny_unet(seed))
-
-
-@pytest.fixture(scope="module")
-def cache_plan():
-    return calibrate(pipe_of(), CACHE, STEPS, **SETTINGS)
-
-
-@pytest.fixture(scope="module")
-def plan():
-    return calibrate(pipe_of(), QUANTIZED, STEPS, **SETTINGS)
+from .small import BRANCH, CACHE, INTERVAL, QUANTIZED, SETTINGS, STEPS, pipe_of
 
 
 def main_inputs(unet, branch, run):
@@ -313,102 +291,3 @@ def test_the_layers_use_their_corrections(plan):
         images.append(draw(pipe, STEPS))
     assert not torch.equal(images[0], images[1])
     assert (images[2] - images[0]).abs().max() > 1e-3
-
-
-# Plans
-
-
-@pytest.mark.parametrize("which", ["cache_plan", "plan"])
-def test_a_plan_is_the_same_after_a_round_trip(request, tmp_path, which):
-    made = request.getfixturevalue(which)
-    made.save_pretrained(tmp_path)
-    loaded = load_plan(tmp_path)
-    assert isinstance(loaded, CacheQuantPlan)
-    for name in ("config", "num_steps", "model", "full_steps"):
-        assert getattr(loaded, name) == getattr(made, name)
-    assert all(torch.equal(a, b) for a, b in zip(loaded.feature, made.feature, strict=True))
-    assert loaded.layers.keys() == made.layers.keys()
-    images = []
-    for source in (made, tmp_path):
-        pipe = pipe_of()
-        apply(pipe, source)
-        images.append(draw(pipe, STEPS))
-    assert torch.equal(*images)
-
-
-def edit(folder, **changes):
-    settings = json.loads((folder / "plan.json").read_text())
-    (folder / "plan.json").write_text(json.dumps({**settings, **changes}))
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda f: (f / "quantization" / "plan.json").unlink(), r"no plan\.json in it"),
-        (lambda f: (f / "plan.safetensors").write_bytes(b"x"), "corrupt"),
-        (lambda f: edit(f, schema=7), "schema 7"),
-        (lambda f: edit(f, layers=["nothing"]), "incomplete"),
-        (lambda f: edit(f, kind="quantization"), "incomplete"),
-        (lambda f: edit(f / "quantization", kind="cachequant"), "kind 'cachequant', not 'quantization'"),
-    ],
-)
-def test_a_spoiled_plan_is_refused(plan, tmp_path, spoil, message):
-    plan.save_pretrained(tmp_path)
-    spoil(tmp_path)
-    with pytest.raises(ValueError, match=message):
-        apply(tiny_unet(), tmp_path)
-
-
-@pytest.mark.parametrize("which", ["cache_plan", "plan"])
-def test_another_model_and_another_length_are_refused(request, which):
-    made, pipe = request.getfixturevalue(which), pipe_of(seed=1)
-    expected = draw(pipe, STEPS)
-    with pytest.raises(ValueError, match="calibrated for a model with fingerprint"):
-        apply(pipe, made)
-    assert torch.equal(draw(pipe, STEPS), expected)
-    pipe = pipe_of()
-    apply(pipe, made)
-    with recorded_inputs(pipe.unet) as inputs, pytest.raises(ValueError, match="for 8 steps, but the run has 9"):
-        draw(pipe, STEPS + 1)
-    assert inputs == []
-    with pytest.raises(ValueError, match="for 8 steps, but the run has 9"):
-        iec.sample(pipe.unet, noise(1, 3, 8, 8), STEPS + 1)
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (CacheQuantConfig(5, BRANCH, schedule="dps"), "half of the steps, but got 5 for 8 steps"),
-        (CacheQuantConfig(9, BRANCH), "interval of 9 is longer"),
-        (CacheQuantConfig(2, branch=9), "Branch 9 does not exist"),
-    ],
-)
-def test_what_cannot_be_calibrated_is_refused_before_anything_is_sampled(config, message):
-    pipe = pipe_of()
-    with recorded_inputs(pipe.unet) as inputs, pytest.raises(ValueError, match=message):
-        calibrate(pipe, config, STEPS)
-    assert inputs == []
-
-
-@pytest.mark.parametrize(
-    ("setting", "error"),
-    [
-        ({"interval": 0}, ValueError),
-        ({"interval": 2.5}, TypeError),
-        ({"branch": -1}, ValueError),
-        ({"schedule": "power"}, ValueError),
-        ({"weights": 1}, ValueError),
-        ({"activations": 9}, ValueError),
-        ({"storage": "int8"}, ValueError),
-    ],
-    ids=str,
-)
-def test_bad_settings_are_refused_when_they_are_made(setting, error):
-    with pytest.raises(error, match=r"\.$"):
-        CacheQuantConfig(**setting)
-
-
-def test_the_default_branch_is_the_caches():
-    made = calibrate(pipe_of(), replace(CACHE, branch=None), STEPS, **SETTINGS)
-    unet = tiny_unet()
-    assert branch_of(unet, made.cache) == branch_of(unet, DeepCacheConfig(2))
