@@ -82,6 +82,15 @@ def test_every_value_inside_the_range_is_one_step_away_at_most(values, b):
     assert fake_quantize(scalar(0), grid).item() == 0
 
 
+def test_a_quotient_beyond_float32_is_clipped_with_and_without_gradients():
+    grid = grid_of_range(scalar(0), scalar(5e-36), 8)  # delta 2e-38: 1e6 / delta is infinite
+    x = torch.tensor([1e6, -1e6])
+    expected = [grid.delta.item() * 255, 0.0]
+    assert fake_quantize(x, grid).tolist() == expected
+    with torch.no_grad():
+        assert fake_quantize(x, grid).tolist() == expected
+
+
 @settings(deadline=None)
 @given(st.lists(finite, min_size=1, max_size=50), finite, finite, bits)
 def test_the_short_form_is_dequantize_of_quantize_bit_for_bit(values, a, b, count):

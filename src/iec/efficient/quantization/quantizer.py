@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 MIN_BITS, MAX_BITS = 2, 8
+_FAR = 2.0**24
 
 
 @dataclass(frozen=True)
@@ -78,5 +79,6 @@ def fake_quantize(x: torch.Tensor, grid: Grid) -> torch.Tensor:
         steps = (x.float() / grid.delta).round_().clamp_(low, low + grid.largest_code)
         return steps.mul_(grid.delta).to(x.dtype)
     low = -round_straight_through(grid.zero_point)
-    steps = round_straight_through(x.float() / grid.delta)
+    # Far outside every grid; straight-through rounding of an infinite quotient would be NaN.
+    steps = round_straight_through((x.float() / grid.delta).clamp(-_FAR, _FAR))
     return (steps.clamp(low, low + grid.largest_code) * grid.delta).to(x.dtype)
