@@ -243,7 +243,7 @@ def test_a_corrupt_checkpoint_says_so(begun, spoil):
         run(CONFIGS["quantized"][0], begun)
 
 
-def test_other_files_are_neither_used_nor_deleted(tmp_path, whole):
+def test_other_files_are_neither_used_nor_deleted(tmp_path, whole, every_batch):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds other files: give a folder of its own"):
         run(CONFIGS["quantized"][0], tmp_path)
@@ -281,3 +281,9 @@ def test_inputs_are_told_apart_by_their_values(tmp_path, every_batch):
     with pytest.raises(TypeError, match="cannot tell one object from another: calibrate without one"):
         run(config, tmp_path, stop, pipe, inputs={**inputs, "guide": object()})
     assert json.loads((tmp_path / "checkpoint.json").read_text())["set of inputs"]["prompt"] == ["a", "b"]
+
+
+def test_refused_settings_leave_no_folder(tmp_path):
+    with pytest.raises(ValueError, match="half of the steps"):
+        run(CacheQuantConfig(9, schedule="dps"), tmp_path / "checkpoint")
+    assert not (tmp_path / "checkpoint").exists()

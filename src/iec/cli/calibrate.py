@@ -58,7 +58,7 @@ def calibrate(
         raise ValueError("Nothing to calibrate: give --quantize, --cachequant, or --cache with schedule=dps.")
     inputs = prompt_inputs(prompt, prompts)
     pipe = load_pipeline(model, torch_dtype(dtype), device, spacing)
-    require_writable(output)
+    require_writable(output.parent)
     began = time.perf_counter()
     with progress("trajectories") as bar:
         task = bar.add_task("calibrating", total=None)

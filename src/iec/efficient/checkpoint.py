@@ -34,13 +34,12 @@ class Checkpoint:
         self.settings: dict[str, Any] = json.loads(json.dumps({"schema": SCHEMA, **settings}))
         self._written, self._took = time.monotonic(), 0.0
         self._folders: list[Path] = []
-        require_writable(self.path)
+        # The folder itself is made when there is something to keep: settings may still be refused.
+        require_writable(self.path if self.path.exists() else self.path.parent)
         if (self.path / _SETTINGS).exists():
             self._require_same()
-        elif any(not path.name.endswith(UNFINISHED) for path in self.path.iterdir()):
+        elif self.path.exists() and any(not path.name.endswith(UNFINISHED) for path in self.path.iterdir()):
             raise ValueError(f"'{folder}' holds other files: give a folder of its own for the checkpoint.")
-        else:
-            write_json(self.path / _SETTINGS, self.settings)
 
     def load(self, stage: str) -> tuple[int, State] | None:
         """How many trajectories `stage` has run, and its state; None where it was not begun.
@@ -66,6 +65,7 @@ class Checkpoint:
 
     def save(self, stage: str, done: int, state: State) -> None:
         """Write that `stage` has run `done` trajectories and is in this state, in the place of an earlier one."""
+        self._begin()
         began = time.monotonic()
         tensors: dict[str, torch.Tensor] = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
         notes = {"done": str(done), "digest": tensors_fingerprint(tensors)}
@@ -75,22 +75,29 @@ class Checkpoint:
 
     def folder(self, stage: str) -> Path:
         """A folder in the checkpoint, which a stage fills by itself and which ends with the checkpoint."""
+        self._begin()
         path = self.path / stage
         self._folders.append(path)
         return path
 
     def finish(self) -> None:
         """Delete it: the calibration is complete."""
+        if not self.path.exists():
+            return
         for folder in self._folders:
             shutil.rmtree(folder, ignore_errors=True)
         for path in [*self.path.glob("*.safetensors"), *self.path.glob(f"*{UNFINISHED}"), self.path / _SETTINGS]:
-            path.unlink()
+            path.unlink(missing_ok=True)
         if not any(self.path.iterdir()):
             self.path.rmdir()
 
     def corrupt(self) -> ValueError:
         """The error that says so."""
         return ValueError(f"The checkpoint in '{self.path}' is corrupt: delete the folder and calibrate again.")
+
+    def _begin(self) -> None:
+        if not (self.path / _SETTINGS).exists():
+            write_json(self.path / _SETTINGS, self.settings)
 
     def _file(self, stage: str) -> Path:
         return self.path / f"{stage}.safetensors"
