@@ -17,6 +17,7 @@ CONFIGS = {
     "packed": QuantizationConfig(storage="packed"),
     "cached and quantized": CacheQuantConfig(2),
     "cached": CacheQuantConfig(2, weights=None),
+    "searched": DeepCacheConfig(2, schedule="dps"),
 }
 
 

@@ -18,7 +18,7 @@ from iec.efficient.quantization.float_source import FloatSource, find_float_sour
 from iec.efficient.quantization.layers import Storage
 from iec.efficient.quantization.network import restore_network, stored_bytes
 from iec.efficient.quantization.plan import QuantizationPlan
-from iec.efficient.quantization.running import LengthCheck, refuse_saving
+from iec.efficient.quantization.running import LengthCheck, Planned, refuse_saving
 from iec.runtime import Participant, attach, detach, network_of, require_pipeline
 
 Plan = DeepCachePlan | QuantizationPlan | CacheQuantPlan
@@ -111,12 +111,11 @@ def _put_on(target: DiffusionPipeline | nn.Module, denoiser: nn.Module, techniqu
     derived: Any
     if isinstance(technique, DeepCacheConfig):
         derived, participant = cached_class(base, technique), Participant()
-    elif isinstance(technique, DeepCachePlan):
-        derived, participant = technique.put_on(denoiser), Participant()
     else:
         floats = _float_source(denoiser, technique)
-        derived, participant = technique.put_on(denoiser), LengthCheck(technique.num_steps)
+        derived = technique.put_on(denoiser)
         derived.save_pretrained = refuse_saving
+        participant = Planned() if isinstance(technique, DeepCachePlan) else LengthCheck(technique.num_steps)
     setattr(derived, _APPLIED, _Applied(base, technique, floats))
     if isinstance(target, DiffusionPipeline):
         attach(target, _NAME, participant)
@@ -134,7 +133,7 @@ def _quantization(technique: Technique) -> QuantizationPlan | None:
 
 def _stored(technique: Technique, storage: Storage | None, keep_original: bool | None) -> Technique:
     """`technique` with the weights stored in another way."""
-    chosen = {"storage": storage, "keep_original": keep_original}
+    chosen: dict[str, Any] = {"storage": storage, "keep_original": keep_original}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     if not chosen:
         return technique

@@ -4,6 +4,7 @@ from iec.runtime.inputs import call_parameters
 from iec.runtime.network import network_of
 from iec.runtime.schedulers import SpacedDDIMScheduler
 from iec.runtime.session import Part, Participant, Run, attach, detach, participant, require_pipeline, timestep_of
+from iec.runtime.subclassing import subclass
 
 __all__ = [
     "Part",
@@ -16,5 +17,6 @@ __all__ = [
     "network_of",
     "participant",
     "require_pipeline",
+    "subclass",
     "timestep_of",
 ]

@@ -17,6 +17,7 @@ from diffusers import DiffusionPipeline, ModularPipeline
 
 from iec.method.clock import Clock
 from iec.runtime.hooks import Handler, install, uninstall
+from iec.runtime.subclassing import subclass
 
 _current_run: ContextVar["Run | None"] = ContextVar("iec_run", default=None)
 
@@ -160,10 +161,8 @@ class _Attachment:
                 participant.before_saving()
             return base.save_pretrained(pipe, *args, **kwargs)
 
-        names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
         self.call = call
-        own = {"__call__": call, "save_pretrained": save, "_iec_attachment": self}
-        return type(base.__name__, (base,), {**names, **own})
+        return subclass(base, __call__=call, save_pretrained=save, _iec_attachment=self)
 
 
 def require_pipeline(pipe: Any) -> None:

@@ -11,6 +11,7 @@ from iec.efficient.cachequant.plan import CacheQuantPlan
 from iec.efficient.caching.deepcache import cached_class
 from iec.efficient.quantization.statistics import ActivationStatistics, recording
 from iec.method.clock import Clock, current_clock
+from iec.runtime import subclass
 
 
 @contextmanager
@@ -50,7 +51,7 @@ def recording_cached(unet: Any, statistics: ActivationStatistics, plan: CacheQua
         with recording(self, covered, count_the_rest):
             return base.forward(self, *args, **kwargs)
 
-    unet.__class__ = type(base.__name__, (base,), {"__module__": base.__module__, "forward": forward})
+    unet.__class__ = subclass(base, forward=forward)
     try:
         yield
     finally:

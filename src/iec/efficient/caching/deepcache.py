@@ -18,6 +18,7 @@ from torch import nn
 from iec.efficient.caching.blocks import count_entries, decoder_at, encoder_until, require_supported
 from iec.efficient.caching.config import CacheSettings
 from iec.method.clock import current_clock
+from iec.runtime import subclass
 
 #: What becomes of a stored feature before it is used: (feature, step) -> feature.
 Correct = Callable[[torch.Tensor, int], torch.Tensor]
@@ -75,8 +76,7 @@ def cached_class(base: type[Any], config: CacheSettings, correct: Correct | None
         clock.record(full)
         return output
 
-    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-    return type(base.__name__, (base,), {**names, "forward": forward})
+    return subclass(base, forward=forward)
 
 
 def _require_no_adapter(arguments: Mapping[str, Any]) -> None:

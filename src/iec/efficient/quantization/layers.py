@@ -120,7 +120,8 @@ class QuantizedLayer(nn.Module):
             return self.original
         assert source is not None
         refill(self.blank, source, self.like)
-        return self.blank.train(self.training)
+        self.blank.train(self.training)
+        return self.blank
 
     def quantize_input(self, x: torch.Tensor) -> torch.Tensor:
         """`x` on the grids of the current step."""

@@ -114,12 +114,6 @@ def restore_network(network: nn.Module, read: Callable[[], nn.Module] | None = N
     replace_modules(network, layers)
 
 
-def quantized_class(base: type[Any]) -> type[Any]:
-    """A subclass of `base`, of the same name, for as long as a network is quantized."""
-    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-    return type(base.__name__, (base,), names)
-
-
 def stored_bytes(network: nn.Module) -> int:
     """The bytes of all parameters and buffers of `network`, each storage counted once."""
     tensors = [*network.parameters(), *network.buffers()]

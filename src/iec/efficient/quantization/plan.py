@@ -12,11 +12,12 @@ from iec.efficient.plan_files import read_plan, require_model, write_plan
 from iec.efficient.quantization.config import QuantizationConfig
 from iec.efficient.quantization.coverage import coverage
 from iec.efficient.quantization.layers import Reconstructed
-from iec.efficient.quantization.network import quantize_network, quantized_class, search_weights
+from iec.efficient.quantization.network import quantize_network, search_weights
 from iec.efficient.quantization.quantizer import Grid
 from iec.efficient.quantization.reconstruction.record import UnitRecord
 from iec.efficient.quantization.statistics import ActivationStatistics
 from iec.efficient.quantization.weights import pack_halves, unpack_halves
+from iec.runtime import subclass
 from iec.storage.fingerprint import fingerprint
 
 KIND = "quantization"
@@ -65,7 +66,7 @@ class QuantizationPlan:
         covered = coverage(network, self.config)
         require_model(network, self.model)
         quantize_network(network, covered, self.weights, self.activations, self.num_steps, self.reconstructed)
-        return quantized_class(type(network))
+        return subclass(type(network))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the plan into `folder`, all of it or nothing."""

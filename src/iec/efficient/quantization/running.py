@@ -6,17 +6,21 @@ from iec.efficient.quantization.activations import require_steps
 from iec.runtime import Part, Participant, Run
 
 
-class LengthCheck(Participant):
-    """Refuses a run of another length than `num_steps` before its first evaluation, and to be saved."""
+class Planned(Participant):
+    """Refuses that the pipeline is saved, since that would lose its plan."""
+
+    def before_saving(self) -> None:
+        refuse_saving()
+
+
+class LengthCheck(Planned):
+    """Refuses a run of another length than `num_steps` before its first evaluation as well."""
 
     def __init__(self, num_steps: int) -> None:
         self.num_steps = num_steps
 
     def join(self, run: Run) -> Part:
         return _LengthPart(run, self.num_steps)
-
-    def before_saving(self) -> None:
-        refuse_saving()
 
 
 class _LengthPart(Part):
