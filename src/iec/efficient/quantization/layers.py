@@ -87,7 +87,7 @@ class QuantizedLayer(nn.Module):
         if reconstructed is not None and reconstructed.bias is not None:
             self.bias = nn.Parameter(reconstructed.bias.to(layer.bias), requires_grad=False)
         self.inputs = nn.ModuleList(inputs)
-        self.original = layer if keep_original or storage == "simulate" else None
+        self.original: nn.Module | None = layer if keep_original or storage == "simulate" else None
         if self.original is None:
             # Past nn.Module, which could not move it to another device.
             self.__dict__["blank"] = emptied(layer)
