@@ -5,7 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
-from iec.cli import calibrate, demo, evaluate, reproduce, sample, train
+from iec.cli import calibrate, convert, demo, evaluate, reproduce, sample, train
 
 app = typer.Typer(
     name="iec",
@@ -19,6 +19,7 @@ app.command("sample")(sample.sample)
 app.command("evaluate")(evaluate.evaluate)
 app.command("calibrate")(calibrate.calibrate)
 app.command("reproduce")(reproduce.reproduce)
+app.command("convert")(convert.convert)
 app.command("train")(train.train)
 app.command("train-features")(train.train_features)
 

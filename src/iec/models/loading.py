@@ -1,17 +1,23 @@
 """Loading pipelines: the embedded model, a folder, or a hub name; safetensors only."""
 
+import json
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 
+# The networks of our own are imported with the pipelines: diffusers finds a folder's classes only once they are loaded.
+from iec.models.fixed_heads import FixedHeadsUNet2DModel  # noqa: F401
+from iec.models.latent import ClassLatentPipeline, LatentPipeline
 from iec.models.unconditional import UnconditionalPipeline
 from iec.runtime import SpacedDDIMScheduler
 
 #: What `--spacing` may say; `scheduler` leaves the pipeline's own scheduler untouched.
 SPACING_CHOICES = ("quad", "uniform", "linspace", "scheduler")
+_OURS = {kind.__name__: kind for kind in (ClassLatentPipeline, LatentPipeline, UnconditionalPipeline)}
 _PICKLED = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 
 
@@ -77,7 +83,7 @@ def _from_pretrained(model: str | Path, dtype: torch.dtype) -> DiffusionPipeline
     logging.disable_progress_bar()
     logging.set_verbosity(logging.CRITICAL)  # what goes wrong is said once, by the error below
     try:
-        return DiffusionPipeline.from_pretrained(model, dtype=dtype, use_safetensors=True)
+        return _kind_of(model).from_pretrained(model, dtype=dtype, use_safetensors=True)
     except Exception as error:
         # diffusers raises many kinds here; whatever it was, the model cannot be used, and the first sentence says why.
         reason = str(error).strip().split("\n")[0].split(". ")[0][:200] or type(error).__name__
@@ -87,6 +93,14 @@ def _from_pretrained(model: str | Path, dtype: torch.dtype) -> DiffusionPipeline
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
+
+
+def _kind_of(model: str | Path) -> Any:
+    """The class to load `model` with: diffusers finds its own pipelines by name, but not ours."""
+    if not isinstance(model, Path):
+        return DiffusionPipeline
+    index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
+    return _OURS.get(index.get("_class_name"), DiffusionPipeline)
 
 
 def _device(device: str) -> torch.device:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DModel
 
-from iec.method.noise import initial_noise
+from iec.models.denoising import denoise, evaluate, to_output
 
 
 class UnconditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
@@ -29,13 +29,5 @@ class UnconditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
 
         output_type: `np` for float32 [B, H, W, C] in [0, 1], `pil` for PIL images.
         """
-        config = self.unet.config
-        shape = (config.in_channels, config.sample_size, config.sample_size)
-        x = initial_noise(generator, shape).to(self._execution_device)
-        noise = {"eta": eta, "generator": generator} if eta else {}
-        self.scheduler.set_timesteps(num_inference_steps)
-        for t in self.progress_bar(self.scheduler.timesteps):
-            eps = self.unet(x.to(self.unet.dtype), t).sample.to(x.dtype)
-            x = self.scheduler.step(eps, t, x, **noise).prev_sample
-        images = (x / 2 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy()
-        return ImagePipelineOutput(images=self.numpy_to_pil(images) if output_type == "pil" else images)
+        x = denoise(self, generator, num_inference_steps, eta, lambda x, t: evaluate(self.unet, x, t))
+        return to_output(self, x, output_type)
