@@ -44,13 +44,19 @@ def transformer(seed=0):
 NETWORKS = {"unet": unet, "conditional": conditional, "transformer": transformer}
 
 
-def evaluate(network, seed=0, batch=2):
-    """One evaluation, at a timestep that belongs to the seed."""
-    inputs = {}
+def inputs_of(network, batch, seed=0):
+    """The arguments of a call, at a timestep that belongs to the seed."""
+    channels = network.config.in_channels
+    inputs = {"timestep": torch.tensor([900 - seed] * batch)}
     if isinstance(network, UNet2DConditionModel):
         inputs["encoder_hidden_states"] = noise(batch, 3, 6, seed=seed + 50)
     elif isinstance(network, DiTTransformer2DModel):
         inputs["class_labels"] = torch.arange(batch)
-    channels = network.config.in_channels
+    state = "hidden_states" if isinstance(network, DiTTransformer2DModel) else "sample"
+    return {state: noise(batch, channels, 8, 8, seed=seed), **inputs}
+
+
+def evaluate(network, seed=0, batch=2):
+    """One evaluation, at a timestep that belongs to the seed."""
     with torch.no_grad():
-        return network(noise(batch, channels, 8, 8, seed=seed), torch.tensor([900 - seed] * batch), **inputs).sample
+        return network(**inputs_of(network, batch, seed)).sample

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import noise
 
 from iec.efficient.quantization.quantizer import (
     Grid,
@@ -120,6 +121,26 @@ def test_the_gradient_passes_straight_through_where_nothing_is_clipped():
     assert delta.grad.item() == pytest.approx(-1 + 2 - 0.9, abs=1e-6)
     # d/d zero point: -delta at each of the two clipped values.
     assert zero_point.grad.item() == -2
+
+
+@pytest.mark.parametrize("shape", [(), (4, 1, 1), (1, 3, 1)])
+def test_the_gradients_are_those_of_straight_through_rounding(shape):
+    x, cotangent = 3 * noise(4, 3, 50), noise(4, 3, 50, seed=1)
+    grid = Grid(0.2 + noise(*shape, seed=2).abs(), torch.randint(0, 8, shape).float(), 3)
+
+    def gradients(quantize):
+        leaves = [tensor.clone().requires_grad_() for tensor in (x, grid.delta, grid.zero_point)]
+        quantize(*leaves).mul(cotangent).sum().backward()
+        return [leaf.grad for leaf in leaves]
+
+    def written_out(x, delta, zero_point):
+        low = -round_straight_through(zero_point)
+        return round_straight_through(x / delta).clamp(low, low + 7) * delta
+
+    own = gradients(lambda x, delta, zero_point: fake_quantize(x, Grid(delta, zero_point, 3)))
+    for found, expected in zip(own, gradients(written_out), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        assert expected.any()
 
 
 def test_straight_through_rounding_rounds_exactly():

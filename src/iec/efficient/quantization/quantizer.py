@@ -3,12 +3,13 @@
 A grid holds the 2^b values (code - zero_point) * delta, code = 0 .. 2^b - 1. Zero is always one of them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 MIN_BITS, MAX_BITS = 2, 8
-_FAR = 2.0**24
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,34 @@ def fake_quantize(x: torch.Tensor, grid: Grid) -> torch.Tensor:
         low = -grid.zero_point
         steps = (x.float() / grid.delta).round_().clamp_(low, low + grid.largest_code)
         return steps.mul_(grid.delta).to(x.dtype)
-    low = -round_straight_through(grid.zero_point)
-    # Far outside every grid; straight-through rounding of an infinite quotient would be NaN.
-    steps = round_straight_through((x.float() / grid.delta).clamp(-_FAR, _FAR))
-    return (steps.clamp(low, low + grid.largest_code) * grid.delta).to(x.dtype)
+    apply: Callable[..., torch.Tensor] = _FakeQuantize.apply
+    return apply(x.float(), grid.delta, grid.zero_point, grid.largest_code).to(x.dtype)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """`fake_quantize` in float32 with its gradients in few passes over the values, which cost most.
+
+    d/dx is 1 inside the grid's range, and 0 outside, where d/d zero_point is -delta. d/d delta is what rounding added
+    to x / delta inside, and the step at the end of the range outside.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, delta: torch.Tensor, zero_point: torch.Tensor, largest: int) -> torch.Tensor:
+        low = -torch.round(zero_point)
+        scaled = x / delta
+        rounded = torch.round(scaled)
+        steps = rounded.clamp(low, low + largest)
+        inside = rounded == steps
+        by_delta = steps - torch.where(inside, scaled, 0)
+        ctx.save_for_backward(inside, by_delta, delta)
+        return steps.mul_(delta)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = gradients
+        inside, by_delta, delta = ctx.saved_tensors
+        needs_x, needs_delta, needs_zero_point, _ = ctx.needs_input_grad
+        of_x = gradient * inside if needs_x else None
+        of_delta = (gradient * by_delta).sum_to_size(delta.shape) if needs_delta else None
+        outside = torch.where(inside, 0, gradient).sum_to_size(delta.shape) if needs_zero_point else None
+        return of_x, of_delta, None if outside is None else -delta * outside, None

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from iec.efficient.quantization.reconstruction.twin import Call
 from iec.method.clock import Clock
 
 STEPS = 3
-CONFIG = ReconstructionConfig(iterations=200, batch_size=32)
+CONFIG = ReconstructionConfig(iterations=150, weight_lr=0.1, regularization=1)
 
 
 def generator():
@@ -29,14 +30,15 @@ def quantized(layer, x, bits=3, split=None):
     """`layer` in few bits, its input in 8, on one grid at all steps."""
     widths = [split, layer.weight.shape[1] - split] if split else [layer.weight.shape[1]]
     weights = [search_weight(part, bits) for part in layer.weight.detach().split(widths, 1)]
-    grids = [search_tensor(part, 8) for part in x.split(widths, 1)]
+    grids = [search_tensor(part, 8) for part in (x.split(widths, 1) if split else [x])]
     inputs = [StepQuantizer(Grid(g.delta.repeat(STEPS), g.zero_point.repeat(STEPS), 8), STEPS) for g in grids]
     return QuantizedLayer(layer, weights, inputs, split)
 
 
 def correlated(*shape):
     """Channels that have much in common, so that the nearest rounding is not the best."""
-    return noise(*shape) + 2 * noise(shape[0], 1, *shape[2:], seed=1) + 0.5
+    common = (*shape[:2], 1) if len(shape) == 3 else (shape[0], 1, *shape[2:])
+    return noise(*shape) + 2 * noise(*common, seed=1) + 0.5
 
 
 def task_of(layer, x):
@@ -46,10 +48,10 @@ def task_of(layer, x):
 
 
 LAYERS = {
-    "linear": (lambda: nn.Linear(12, 6), (256, 12), None),
+    "linear": (lambda: nn.Linear(40, 30), (256, 40), None),
+    "tokens": (lambda: nn.Linear(40, 30), (128, 3, 40), None),
     "convolution": (lambda: nn.Conv2d(6, 5, 3, padding=1), (128, 6, 5, 5), None),
     "split": (lambda: nn.Conv2d(6, 5, 3, padding=1), (128, 6, 5, 5), 2),
-    "tokens": (lambda: nn.Linear(12, 6), (64, 3, 12), None),
 }
 
 
@@ -71,7 +73,7 @@ def test_the_error_is_adarounds():
     task.rows = torch.tensor([0, 3, 4, 6])
     with torch.no_grad():
         weight = unit.weight()
-        own = nn.functional.conv2d(unit.inputs[0].grid(0) and fake(x, unit), weight, layer.bias, padding=1)
+        own = nn.functional.conv2d(fake(x, unit), weight, layer.bias, padding=1)
     expected = sum(((own - task.target)[i] ** 2).sum() for i in (0, 3, 4, 6)) / (4 * 25)
     for size in (1, 3, 99):
         with Clock(STEPS):
@@ -83,23 +85,24 @@ def fake(x, unit):
     return ((x / grid.delta).round() + grid.zero_point).clamp(0, 255).sub(grid.zero_point) * grid.delta
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_it_finds_nearly_the_best_of_all_roundings(seed):
+@pytest.mark.parametrize("seed", [1, 3, 4])
+def test_it_finds_the_best_of_all_roundings(seed):
     layer, x = seeded(nn.Linear(6, 1), seed), correlated(256, 6)
-    unit, task = quantized(layer, x, bits=2), task_of(layer, x)
+    unit, task = quantized(layer, x), task_of(layer, x)
     grid = unit.weight.grid(0)
     floor = (layer.weight / grid.delta).floor()
     errors = []
     for up in itertools.product((0.0, 1.0), repeat=6):
-        weight = (floor + torch.tensor(up)).clamp(-grid.zero_point, 3 - grid.zero_point) * grid.delta
+        weight = (floor + torch.tensor(up)).clamp(-grid.zero_point, 7 - grid.zero_point) * grid.delta
         errors.append((fake(x, unit) @ weight.T + layer.bias - task.target).square().mean().item())
-    config = ReconstructionConfig(iterations=400, weight_lr=3e-2, activation_lr=0, zero_point_lr=0)
+    # The few weights of a tiny layer matter more each, so that it takes more to drive them apart.
+    config = ReconstructionConfig(iterations=300, weight_lr=0.1, regularization=1, activation_lr=0, zero_point_lr=0)
     with Clock(STEPS):
         nearest = task.error(unit, 256)
         train(unit, task, config, False, generator())
         found = task.error(unit, 256)
-    assert min(errors) < 0.8 * nearest
-    assert min(errors) * (1 - 1e-4) <= found <= 1.05 * min(errors)
+    assert nearest > 4 * min(errors)
+    assert found == pytest.approx(min(errors), rel=1e-4)
 
 
 def test_what_is_trained_and_what_is_not():
@@ -128,7 +131,7 @@ def test_what_is_trained_and_what_is_not():
 
 
 def test_a_layer_without_bias_is_retrained_too():
-    layer, x = seeded(nn.Linear(12, 6, bias=False)), correlated(256, 12)
+    layer, x = seeded(nn.Linear(40, 30, bias=False)), correlated(256, 40)
     unit, task = quantized(layer, x), task_of(layer, x)
     with Clock(STEPS):
         before = task.error(unit, 50)
@@ -152,23 +155,15 @@ def test_samples_that_do_not_count_are_not_looked_at():
     assert torch.equal(*results)
 
 
-def test_without_the_regulariser_hard_rounding_loses_more():
-    """At the end of training the regulariser has left little between soft and hard weights (D16)."""
+def test_the_regulariser_leaves_little_to_be_rounded():
+    """The released code had none, so that hard rounding undid the training (D16)."""
     layer, x = seeded(nn.Conv2d(6, 5, 3, padding=1)), correlated(128, 6, 5, 5)
     task, gaps = task_of(layer, x), []
-    for regularization in (0.0, 0.01):
+    for regularization in (0.0, 10.0):
         unit = quantized(layer, x)
-        config = ReconstructionConfig(iterations=200, regularization=regularization)
-        soft = {}
-
-        class Watched(type(unit)):
-            def forward(self, x, soft=soft):
-                if torch.is_grad_enabled():
-                    soft["weight"] = self.weight().detach()
-                return super().forward(x)
-
-        unit.__class__ = Watched
+        soft = []
+        unit.register_forward_pre_hook(lambda module, args, soft=soft: soft.append(module.weight().detach()))
         with Clock(STEPS):
-            train(unit, task, config, False, generator())
-        gaps.append((soft["weight"] - unit.weight()).abs().mean().item())
-    assert gaps[1] < 0.3 * gaps[0]
+            train(unit, task, replace(CONFIG, weight_lr=0.3, regularization=regularization), False, generator())
+        gaps.append((soft[-1] - unit.weight()).abs().mean().item())
+    assert gaps[1] < 0.2 * gaps[0]

@@ -25,8 +25,8 @@ class ReconstructionConfig:
     iterations: int = 500
     samples: int = 512
     batch_size: int = 32
-    regularization: float = 0.01
-    weight_lr: float = 1e-2
+    regularization: float = 0.1
+    weight_lr: float = 0.1
     activation_lr: float = 1e-4
     zero_point_lr: float = 1e-4
     reentry_lr: float = 1e-6
@@ -51,7 +51,7 @@ class ReconstructionConfig:
     def paper(cls, **changes: Any) -> "ReconstructionConfig":
         """The paper's length and its CIFAR-10 learning rates, with the regulariser."""
         rates = {"weight_lr": 1e-4, "activation_lr": 1e-4, "zero_point_lr": 1e-4, "reentry_lr": 1e-6}
-        return cls(**{"iterations": 3000, "samples": 1024, **rates, **changes})
+        return cls(**{"iterations": 3000, "samples": 1024, "regularization": 0.01, **rates, **changes})
 
     @classmethod
     def released(cls, **changes: Any) -> "ReconstructionConfig":

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from diffusers import DiTTransformer2DModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
@@ -12,7 +13,7 @@ from torch import nn
 
 from iec.efficient.quantization.reconstruction.config import Granularity
 
-_BLOCKS = (ResnetBlock2D, BasicTransformerBlock, Attention)
+_BLOCKS = (BasicTransformerBlock, ResnetBlock2D, Attention)
 
 
 def units_of(network: nn.Module, layers: Iterable[str], granularity: Granularity) -> dict[str, tuple[str, ...]]:
@@ -20,13 +21,15 @@ def units_of(network: nn.Module, layers: Iterable[str], granularity: Granularity
 
     A block is the outermost ResNet, transformer or attention block around a layer; a layer outside these is its own.
     """
+    # DiT reaches into its first transformer block for an embedding, so its attentions are the blocks there.
+    blocks = _BLOCKS[1:] if isinstance(network, DiTTransformer2DModel) else _BLOCKS
     units: dict[str, tuple[str, ...]] = {}
     for layer in layers:
         name = layer
         if granularity == "block":
             parts = layer.split(".")
             around = (".".join(parts[:i]) for i in range(1, len(parts)))
-            name = next((n for n in around if isinstance(network.get_submodule(n), _BLOCKS)), layer)
+            name = next((n for n in around if isinstance(network.get_submodule(n), blocks)), layer)
         units[name] = (*units.get(name, ()), layer)
     return units
 
