@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from iec.method.config import IECConfig
+from iec.method.errors import finite_samples
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
 
@@ -64,7 +65,7 @@ def correct(
         size = _size(delta, x, config)
         moved = delta.ne(0).flatten(1).any(1)  # an update of zero keeps every bit, -0.0 included
         corrected = delta.add_(x)
-        finite = torch.isfinite(corrected).flatten(1).all(1)
+        finite = finite_samples(corrected)
         kept, failed = active & finite, active & ~finite
         moved &= kept
         if e is not None:

@@ -128,12 +128,12 @@ def overwritten_by(function: Callable[..., Any], args: Sequence[Any], kwargs: Ma
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors of nested lists, tuples and mappings (a diffusers output is a mapping), in order."""
+    """The tensors of nested lists, tuples and dicts (a diffusers output is a dict), in order."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from tensors_in(item)
-    elif isinstance(value, Mapping):
+    elif isinstance(value, dict):
         for item in value.values():
             yield from tensors_in(item)

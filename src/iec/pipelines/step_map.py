@@ -20,7 +20,8 @@ class StepMap:
 
     def __init__(self, scheduler: Any, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._step = step
-        self._call = inspect.signature(step).bind(*args, **kwargs)
+        # The scheduler's own method: during a run its hook has the signature ready.
+        self._call = inspect.signature(scheduler.step).bind(*args, **kwargs)
         arguments = self._call.arguments
         missing = {"model_output", "sample"} - set(arguments)
         if missing:
