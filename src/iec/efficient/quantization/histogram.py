@@ -73,8 +73,10 @@ class Histogram:
         while _bin(self.high, exponent) - _bin(self.low, exponent) >= BINS:
             exponent += 1
         first = _bin(self.low, exponent)
-        self.counts = _moved(self.counts, self.first, first, exponent - self.exponent)
-        self.exponent, self.first = exponent, first
+        if (exponent, first) != (self.exponent, self.first):
+            # In place: thousands of small lasting tensors among large passing ones would tear the memory to pieces.
+            self.counts.copy_(_moved(self.counts, self.first, first, exponent - self.exponent))
+            self.exponent, self.first = exponent, first
 
 
 def _bin(value: float, exponent: int) -> int:
