@@ -27,9 +27,9 @@ evidence: $(VENV)/.runs
 	$(BIN)/iec reproduce efficient --size quick -o docs --results runs/evidence
 
 slow: $(VENV)/.develops
-	$(PIP) -e '.[dev,quantizers]'
+	$(PIP) -e '.[dev,caches,quantizers]'
 	$(BIN)/python -m pytest -m slow
-	$(BIN)/python -m pytest tests/pipelines/test_quantizers.py
+	$(BIN)/python -m pytest tests/pipelines/test_quantizers.py tests/pipelines/caches
 
 clean:
 	rm -rf $(VENV) iec-demo

@@ -7,9 +7,12 @@ from diffusers import (
     CogVideoXDDIMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
+    DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
     WanPipeline,
     WanTransformer3DModel,
 )
@@ -19,7 +22,20 @@ STEPS = 6
 GUIDANCE = 2.0
 
 
-class Flux:
+class Kind:
+    """One pipeline: how to make it, to draw from it, and to loop over its schedule by hand."""
+
+    denoiser = "transformer"
+    shape: tuple[int, ...]
+
+    def start(self, batch=2):
+        return noise(batch, *self.shape, seed=3)
+
+    def network_of(self, pipe):
+        return getattr(pipe, self.denoiser)
+
+
+class Flux(Kind):
     """One call per step, in the cache context `cond`."""
 
     parts = "vae text_encoder tokenizer text_encoder_2 tokenizer_2"
@@ -40,9 +56,6 @@ class Flux:
         inputs = {"prompt_embeds": noise(batch, 5, 8, seed=1), "pooled_prompt_embeds": noise(batch, 8, seed=2)}
         sizes = {"height": 64, "width": 64, "num_inference_steps": steps, "output_type": "latent"}
         return pipe(**inputs, latents=self.start(batch), **sizes, **kwargs).images
-
-    def start(self, batch=2):
-        return noise(batch, *self.shape, seed=3)
 
     def schedule(self, steps=STEPS):
         """The timesteps, and (i, x, e) -> x_{t-1}."""
@@ -67,7 +80,7 @@ class Flux:
             )[0]
 
 
-class Wan:
+class Wan(Kind):
     """Guidance in two calls per step, in the cache contexts `cond` and `uncond`."""
 
     parts = "vae text_encoder tokenizer"
@@ -89,9 +102,6 @@ class Wan:
         sizes = {"height": 32, "width": 32, "num_frames": 1, "num_inference_steps": steps, "output_type": "latent"}
         return pipe(**prompts, latents=self.start(batch), guidance_scale=GUIDANCE, **sizes, **kwargs).frames
 
-    def start(self, batch=2):
-        return noise(batch, *self.shape, seed=3)
-
     def schedule(self, steps=STEPS):
         scheduler = FlowMatchEulerDiscreteScheduler()
         scheduler.set_timesteps(steps)
@@ -110,7 +120,7 @@ class Wan:
         return unconditional + GUIDANCE * (conditional - unconditional)
 
 
-class CogVideoX:
+class CogVideoX(Kind):
     """Guidance in one call of a doubled batch."""
 
     parts = "vae text_encoder tokenizer"
@@ -132,9 +142,6 @@ class CogVideoX:
         sizes = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": steps, "output_type": "latent"}
         return pipe(**prompts, latents=self.start(batch), guidance_scale=GUIDANCE, **sizes, **kwargs).frames
 
-    def start(self, batch=2):
-        return noise(batch, *self.shape, seed=3)
-
     def schedule(self, steps=STEPS):
         scheduler = CogVideoXDDIMScheduler()
         scheduler.set_timesteps(steps)
@@ -149,6 +156,49 @@ class CogVideoX:
                 timestep=t.expand(2 * len(x)),
                 return_dict=False,
             )[0]
+        unconditional, conditional = output.chunk(2)
+        return unconditional + GUIDANCE * (conditional - unconditional)
+
+
+class StableDiffusion(Kind):
+    """A UNet; guidance in one call of a doubled batch."""
+
+    denoiser = "unet"
+    parts = "vae text_encoder tokenizer safety_checker feature_extractor"
+    shape = (4, 8, 8)
+
+    def network(self):
+        blocks = {
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+            "block_out_channels": (4, 8),
+        }
+        sizes = {"sample_size": 8, "cross_attention_dim": 8, "attention_head_dim": 2, "norm_num_groups": 2}
+        return seeded(UNet2DConditionModel(in_channels=4, out_channels=4, layers_per_block=1, **blocks, **sizes))
+
+    def scheduler(self):
+        return DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1, beta_end=2e-3)
+
+    def pipe(self, network=None):
+        parts = dict.fromkeys(self.parts.split())
+        unet = network or self.network()
+        return _quiet(
+            StableDiffusionPipeline(**parts, scheduler=self.scheduler(), unet=unet, requires_safety_checker=False)
+        )
+
+    def draw(self, pipe, batch=2, steps=STEPS, **kwargs):
+        prompts = {"prompt_embeds": noise(batch, 5, 8, seed=1), "negative_prompt_embeds": noise(batch, 5, 8, seed=2)}
+        sizes = {"num_inference_steps": steps, "output_type": "latent"}
+        return pipe(**prompts, latents=self.start(batch), guidance_scale=GUIDANCE, **sizes, **kwargs).images
+
+    def schedule(self, steps=STEPS):
+        scheduler = self.scheduler()
+        scheduler.set_timesteps(steps)
+        return scheduler.timesteps, lambda i, x, e: scheduler.step(e, scheduler.timesteps[i], x).prev_sample
+
+    def guided(self, network, x, t, i=0, steps=STEPS):
+        embeddings = torch.cat([noise(len(x), 5, 8, seed=2), noise(len(x), 5, 8, seed=1)])
+        output = network(torch.cat([x, x]), t, encoder_hidden_states=embeddings, return_dict=False)[0]
         unconditional, conditional = output.chunk(2)
         return unconditional + GUIDANCE * (conditional - unconditional)
 

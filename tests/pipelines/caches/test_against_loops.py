@@ -10,9 +10,7 @@ import torch
 import iec
 
 from .networks import Computed
-from .techniques import TECHNIQUES
-
-pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid")
+from .techniques import parametrized
 
 
 class Seen:
@@ -24,15 +22,15 @@ class Seen:
         self.history, self.now = [], None
         self.cached, self.plain = self.kind.network(), self.kind.network()
         self.computed, self.plainly_computed = Computed(self.cached), Computed(self.plain)
-        self.cached.enable_cache(technique.config(lambda: self.now))
+        self.empty = technique.enabled_on(self.cached, lambda: self.now)
 
     def evaluate(self, x, i):
         """The cached guided output at `x` in step i, and how many rows it computed."""
-        self.cached._reset_stateful_cache()
+        self.empty()
         for seen, j, forced in [*self.history, (x, i, False)]:
             self.now = self.timesteps[j]
             if forced and self.technique.name == "FirstBlockCache":
-                self.cached._reset_stateful_cache()  # it knows no steps, and without features it computes
+                self.empty()  # it knows no steps, and without features it computes
             with self.computed.during() as rows:
                 output = self.kind.guided(self.cached, seen, self.now, j)
         return output, rows[0]
@@ -70,7 +68,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("technique", TECHNIQUES, ids=str)
+@parametrized()
 @pytest.mark.parametrize(("policy", "cached_steps"), CASES)
 def test_a_corrected_cached_run_equals_the_loop(technique, policy, cached_steps):
     relaxations = (0.4,) if cached_steps else (0.6, 0.3)

@@ -1,4 +1,4 @@
-"""diffusers' caches around corrections: which steps are full, what a pass costs, what zero relaxation leaves alone."""
+"""Caches around corrections: which steps are full, what a pass costs, what zero relaxation leaves alone."""
 
 from functools import cache
 from itertools import pairwise
@@ -9,10 +9,8 @@ import torch
 import iec
 
 from .networks import STEPS, Computed
-from .techniques import TECHNIQUES
+from .techniques import parametrized
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid")  # FasterCache's own
-techniques = pytest.mark.parametrize("technique", TECHNIQUES, ids=str)
 PASSES = 2
 
 
@@ -20,7 +18,7 @@ PASSES = 2
 def plain_run(technique):
     """The cached run without correction: its result, the rows computed in each step, those of a full step."""
     pipe = technique.pipe()
-    computed, ends = Computed(pipe.transformer), [0]
+    computed, ends = Computed(technique.network(pipe)), [0]
 
     def note(pipe, i, t, tensors):
         ends.append(computed.rows)
@@ -28,7 +26,7 @@ def plain_run(technique):
 
     result = technique.draw(pipe, callback_on_step_end=note)
     per_step = [b - a for a, b in pairwise(ends)]
-    pipe.transformer.disable_cache()
+    technique.disable(pipe)
     with computed.during() as rows:
         uncached = technique.draw(pipe, steps=STEPS)
     assert (result - uncached).abs().max() > 1e-2  # the cache has an effect
@@ -38,7 +36,7 @@ def plain_run(technique):
 def corrected_run(technique, config):
     """The result, the summary, and the rows computed."""
     pipe = technique.pipe()
-    computed = Computed(pipe.transformer)
+    computed = Computed(technique.network(pipe))
     with iec.enabled(pipe, config):
         return technique.draw(pipe), iec.summary(pipe), computed.rows
 
@@ -47,7 +45,7 @@ def zero(policy, cached_steps=False, passes=PASSES):
     return iec.IECConfig(0.0, passes, cached_steps=cached_steps, cache=policy, tolerance=0.0)
 
 
-@techniques
+@parametrized()
 def test_the_summary_knows_the_steps_that_were_computed_in_full(technique):
     result, per_step, full_rows = plain_run(technique)
     full = [rows == full_rows for rows in per_step]
@@ -58,7 +56,7 @@ def test_the_summary_knows_the_steps_that_were_computed_in_full(technique):
     assert torch.equal(found, result)
 
 
-@techniques
+@parametrized()
 def test_only_full_steps_are_corrected_and_each_pass_costs_one_full_evaluation(technique):
     expected, per_step, full_rows = plain_run(technique)
     result, summary, rows = corrected_run(technique, zero("bypass"))
@@ -71,7 +69,7 @@ def test_only_full_steps_are_corrected_and_each_pass_costs_one_full_evaluation(t
     assert summary.cached_evaluations == STEPS - len(corrected)
 
 
-@techniques
+@parametrized()
 @pytest.mark.parametrize("policy", ["bypass", "reuse"])
 def test_relaxation_0_leaves_the_cached_run_alone_bit_for_bit(technique, policy):
     expected, per_step, full_rows = plain_run(technique)
@@ -86,7 +84,7 @@ def test_relaxation_0_leaves_the_cached_run_alone_bit_for_bit(technique, policy)
     assert summary.full_evaluations + summary.cached_evaluations == (1 + PASSES) * STEPS
 
 
-@techniques
+@parametrized()
 def test_a_refreshing_pass_costs_one_full_evaluation_and_changes_later_steps(technique):
     expected, _, full_rows = plain_run(technique)
     result, summary, rows = corrected_run(technique, zero("refresh", cached_steps=technique.adaptive))

@@ -1,21 +1,24 @@
 """In a refreshing pass, a sample whose correction is not finite keeps its features, and the others get new ones."""
 
-import pytest
 import torch
 
 import iec
 from iec.method import current_clock
 
-from .techniques import TECHNIQUES
+from .techniques import TECHNIQUES, parametrized
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid")
 # The others decide by a mean over the batch, which a broken sample changes.
-APART = [technique for technique in TECHNIQUES if not technique.adaptive]
+APART = [parameter for parameter in TECHNIQUES if not parameter.values[0].adaptive]
 # Where the latents enter each network: the module, and which of its arguments they are.
-ENTRIES = {"Flux": ("x_embedder", 0), "Wan": ("patch_embedding", 0), "CogVideoX": ("patch_embed", 1)}
+ENTRIES = {
+    "Flux": ("x_embedder", 0),
+    "Wan": ("patch_embedding", 0),
+    "CogVideoX": ("patch_embed", 1),
+    "StableDiffusion": ("conv_in", 0),
+}
 
 
-@pytest.mark.parametrize("technique", APART, ids=str)
+@parametrized(APART)
 def test_each_of_two_samples_keeps_or_refreshes_its_own_features(technique):
     pipe = technique.pipe()
     name, place = ENTRIES[technique.kind.__name__]
@@ -30,7 +33,7 @@ def test_each_of_two_samples_keeps_or_refreshes_its_own_features(technique):
     uncorrected = technique.draw(pipe)
     iec.enable(pipe, iec.IECConfig(cache="refresh"))
     healthy = technique.draw(pipe)
-    getattr(pipe.transformer, name).register_forward_pre_hook(spoil_sample_1)
+    getattr(technique.network(pipe), name).register_forward_pre_hook(spoil_sample_1)
     result = technique.draw(pipe)
     corrected = [record for record in iec.summary(pipe).steps if record.corrected]
     assert corrected
