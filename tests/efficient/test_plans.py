@@ -167,7 +167,7 @@ def test_a_run_of_another_length_is_refused_before_its_first_evaluation(plan):
     expected = draw(pipe)
     with (
         recorded_inputs(pipe.unet) as inputs,
-        pytest.raises(ValueError, match="quantized for 4 steps, but the run has 5"),
+        pytest.raises(ValueError, match="calibrated for 4 steps, but the run has 5"),
     ):
         draw(pipe, STEPS + 1)
     assert inputs == []

@@ -18,7 +18,7 @@ from iec.efficient.quantization.float_source import FloatSource, find_float_sour
 from iec.efficient.quantization.layers import Storage
 from iec.efficient.quantization.network import restore_network, stored_bytes
 from iec.efficient.quantization.plan import QuantizationPlan
-from iec.efficient.quantization.running import LengthCheck, Planned, refuse_saving
+from iec.efficient.quantization.running import RunCheck, refuse_saving
 from iec.runtime import Participant, attach, detach, network_of, require_pipeline
 
 Plan = DeepCachePlan | QuantizationPlan | CacheQuantPlan
@@ -115,7 +115,7 @@ def _put_on(target: DiffusionPipeline | nn.Module, denoiser: nn.Module, techniqu
         floats = _float_source(denoiser, technique)
         derived = technique.put_on(denoiser)
         derived.save_pretrained = refuse_saving
-        participant = Planned() if isinstance(technique, DeepCachePlan) else LengthCheck(technique.num_steps)
+        participant = RunCheck(technique.num_steps, technique.sampler)
     setattr(derived, _APPLIED, _Applied(base, technique, floats))
     if isinstance(target, DiffusionPipeline):
         attach(target, _NAME, participant)

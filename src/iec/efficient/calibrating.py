@@ -1,6 +1,7 @@
 """`calibrate`: from a pipeline and settings to a plan that can be saved and applied."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from iec.efficient.checkpoint import Checkpoint
 from iec.efficient.identity import identity_of
 from iec.efficient.quantization.calibration import calibrate_quantization
 from iec.efficient.quantization.config import QuantizationConfig
+from iec.efficient.sampler import Sampler
 from iec.efficient.trajectories import Trajectories
 from iec.runtime import network_of, require_pipeline
 
@@ -60,4 +62,4 @@ def calibrate(
         plan = calibrate_quantization(network, config, trajectories, on_progress, kept)
     if kept is not None:
         kept.finish()
-    return plan
+    return replace(plan, sampler=Sampler.of(pipe.scheduler, num_steps))

@@ -90,7 +90,7 @@ def test_steps_below_1_are_refused():
 
 
 def test_a_run_of_another_length_is_refused():
-    with pytest.raises(ValueError, match="quantized for 3 steps, but the run has 4"):
+    with pytest.raises(ValueError, match="calibrated for 3 steps, but the run has 4"):
         at(0, steps_of(), torch.zeros(1), num_steps=4)
 
 

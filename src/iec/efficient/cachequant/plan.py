@@ -13,6 +13,7 @@ from iec.efficient.caching.config import CalibratedSteps
 from iec.efficient.caching.deepcache import cached_class, require_cacheable
 from iec.efficient.plan_files import read_plan, require_model, write_plan
 from iec.efficient.quantization.plan import QuantizationPlan
+from iec.efficient.sampler import Sampler, sampler_settings
 
 KIND = "cachequant"
 _QUANTIZATION = "quantization"
@@ -26,7 +27,7 @@ class CacheQuantPlan:
 
     model: the fingerprint of the float network.
     feature: DEC's scale and shift of the cached feature, float32 [T, C]. layers: its scale and shift of quantized
-    layers, by name, [T, O]; empty without quantization.
+    layers, by name, [T, O]; empty without quantization. sampler: that of the calibration.
     """
 
     config: CacheQuantConfig
@@ -36,6 +37,7 @@ class CacheQuantPlan:
     feature: Pair
     quantization: QuantizationPlan | None
     layers: Mapping[str, Pair]
+    sampler: Sampler | None = None
 
     @property
     def cache(self) -> CalibratedSteps:
@@ -73,6 +75,7 @@ class CacheQuantPlan:
         settings = {
             "model": self.model,
             "num_steps": self.num_steps,
+            "sampler": sampler_settings(self.sampler),
             "full_steps": list(self.full_steps),
             "config": asdict(self.config),
             "layers": list(self.layers),
@@ -97,7 +100,8 @@ class CacheQuantPlan:
             layers = {name: _pair(tensors, f"layer/{name}") for name in settings["layers"]}
             full_steps, model = tuple(map(int, settings["full_steps"])), str(settings["model"])
             feature = _pair(tensors, "feature")
-            return cls(config, int(settings["num_steps"]), model, full_steps, feature, quantization, layers)
+            num_steps, sampler = int(settings["num_steps"]), Sampler.from_dict(settings.get("sampler"))
+            return cls(config, num_steps, model, full_steps, feature, quantization, layers, sampler)
         except (KeyError, TypeError) as error:
             raise ValueError(f"The plan in '{folder}' is incomplete: {error}.") from error
 

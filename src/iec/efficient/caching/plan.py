@@ -10,6 +10,7 @@ from torch import nn
 from iec.efficient.caching.config import CalibratedSteps, DeepCacheConfig
 from iec.efficient.caching.deepcache import cached_class, require_cacheable
 from iec.efficient.plan_files import read_plan, require_model, write_plan
+from iec.efficient.sampler import Sampler, sampler_settings
 
 KIND = "deepcache"
 
@@ -18,13 +19,14 @@ KIND = "deepcache"
 class DeepCachePlan:
     """How one network is cached in runs of `num_steps` calls.
 
-    model: the fingerprint of the network. full_steps: sorted, beginning with 0.
+    model: the fingerprint of the network. full_steps: sorted, beginning with 0. sampler: that of the calibration.
     """
 
     config: DeepCacheConfig
     num_steps: int
     model: str
     full_steps: tuple[int, ...]
+    sampler: Sampler | None = None
 
     @property
     def cache(self) -> CalibratedSteps:
@@ -42,7 +44,12 @@ class DeepCachePlan:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the plan into `folder`, all of it or nothing."""
-        settings = {"model": self.model, "num_steps": self.num_steps, "config": asdict(self.config)}
+        settings = {
+            "model": self.model,
+            "num_steps": self.num_steps,
+            "sampler": sampler_settings(self.sampler),
+            "config": asdict(self.config),
+        }
         write_plan(folder, KIND, settings, {"full_steps": torch.tensor(self.full_steps)})
 
     @classmethod
@@ -51,6 +58,7 @@ class DeepCachePlan:
         settings, tensors = read_plan(folder, KIND)
         try:
             config, num_steps = DeepCacheConfig(**settings["config"]), int(settings["num_steps"])
-            return cls(config, num_steps, str(settings["model"]), tuple(tensors["full_steps"].tolist()))
+            sampler = Sampler.from_dict(settings.get("sampler"))
+            return cls(config, num_steps, str(settings["model"]), tuple(tensors["full_steps"].tolist()), sampler)
         except (KeyError, TypeError) as error:
             raise ValueError(f"The plan in '{folder}' is incomplete: {error}.") from error

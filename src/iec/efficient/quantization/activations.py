@@ -73,6 +73,6 @@ def require_steps(calibrated: int, num_steps: int) -> None:
     """Raise ValueError unless a run has as many steps as the model is quantized for."""
     if num_steps != calibrated:
         raise ValueError(
-            f"This model is quantized for {calibrated} steps, but the run has {num_steps}: "
+            f"This model is calibrated for {calibrated} steps, but the run has {num_steps}: "
             f"sample with {calibrated} steps, or calibrate again."
         )

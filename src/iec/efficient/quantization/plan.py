@@ -17,6 +17,7 @@ from iec.efficient.quantization.quantizer import Grid
 from iec.efficient.quantization.reconstruction.record import UnitRecord
 from iec.efficient.quantization.statistics import ActivationStatistics
 from iec.efficient.quantization.weights import pack_halves, unpack_halves
+from iec.efficient.sampler import Sampler, sampler_settings
 from iec.runtime import subclass
 from iec.storage.fingerprint import fingerprint
 
@@ -30,6 +31,7 @@ class QuantizationPlan:
     weights: the grids of every layer, by its name, one per part [O, 1, ...]. activations: the grid of every activation,
     by its key [groups of steps]. model: the fingerprint of the float network.
     reconstructed: the layers, by name, whose weights are not rounded to the nearest. units: what reconstruction did.
+    sampler: that of the calibration.
     """
 
     config: QuantizationConfig
@@ -39,6 +41,7 @@ class QuantizationPlan:
     model: str
     reconstructed: Mapping[str, Reconstructed] = field(default_factory=dict)
     units: tuple[UnitRecord, ...] = ()
+    sampler: Sampler | None = None
 
     @classmethod
     def of(cls, network: nn.Module, statistics: ActivationStatistics) -> "QuantizationPlan":
@@ -74,6 +77,7 @@ class QuantizationPlan:
         settings = {
             "model": self.model,
             "num_steps": self.num_steps,
+            "sampler": sampler_settings(self.sampler),
             "config": asdict(self.config),
             "bits": {name: grid.bits for name, grid in self._grids().items()},
             "codes": {name: list(own.shape) for name, (own, _) in codes.items()},
@@ -111,7 +115,9 @@ class QuantizationPlan:
             config = QuantizationConfig.from_dict(settings["config"])
             num_steps, model = int(settings["num_steps"]), str(settings["model"])
             units = tuple(UnitRecord(**unit) for unit in settings.get("units", []))
-            return cls(config, num_steps, weights, activations, model, _reconstructed(settings, tensors), units)
+            sampler = Sampler.from_dict(settings.get("sampler"))
+            reconstructed = _reconstructed(settings, tensors)
+            return cls(config, num_steps, weights, activations, model, reconstructed, units, sampler)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"The plan in '{folder}' is incomplete: {error}.") from error
 

@@ -3,32 +3,34 @@
 from typing import Any
 
 from iec.efficient.quantization.activations import require_steps
+from iec.efficient.sampler import Sampler
 from iec.runtime import Part, Participant, Run
 
 
-class Planned(Participant):
-    """Refuses that the pipeline is saved, since that would lose its plan."""
+class RunCheck(Participant):
+    """Refuses a run of another length or with another sampler before its first evaluation, and to be saved.
+
+    Saving the pipeline would lose its plan.
+    """
+
+    def __init__(self, num_steps: int, sampler: Sampler | None) -> None:
+        self.num_steps, self.sampler = num_steps, sampler
 
     def before_saving(self) -> None:
         refuse_saving()
 
-
-class LengthCheck(Planned):
-    """Refuses a run of another length than `num_steps` before its first evaluation as well."""
-
-    def __init__(self, num_steps: int) -> None:
-        self.num_steps = num_steps
-
     def join(self, run: Run) -> Part:
-        return _LengthPart(run, self.num_steps)
+        return _CheckedPart(run, self)
 
 
-class _LengthPart(Part):
-    def __init__(self, run: Run, num_steps: int) -> None:
-        self.run, self.num_steps = run, num_steps
+class _CheckedPart(Part):
+    def __init__(self, run: Run, check: RunCheck) -> None:
+        self.run, self.check = run, check
 
     def steps_known(self) -> None:
-        require_steps(self.num_steps, self.run.clock.num_steps)
+        require_steps(self.check.num_steps, self.run.clock.num_steps)
+        if self.check.sampler is not None:
+            self.check.sampler.require(self.run.scheduler)
 
 
 def refuse_saving(*args: Any, **kwargs: Any) -> None:
