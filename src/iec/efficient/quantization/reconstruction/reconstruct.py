@@ -45,8 +45,7 @@ def reconstruct(
     reentry: what a cache changes. With one, units inside the skipped region train on the samples of full steps alone,
     units from the re-entry on train their weights and biases too, and with 8 bits only these are trained.
     folder: where what was found of each unit is written as soon as it is found, and from where it is taken up again, to
-    the same bytes. on_progress(left): called with how many units are left after each, and at first where some are
-    finished.
+    the same bytes. on_progress(left): called after each unit, with how many are left.
     Raises ValueError where the folder is of other settings.
     """
     config = plan.config.reconstruction
@@ -64,8 +63,6 @@ def reconstruct(
     roles = {unit: BEFORE if reentry is None else reentry.roles[own[0]] for unit, own in units.items()}
     only_reentered = reentry is not None and plan.config.weights == 8
     trained = [unit for unit, role in roles.items() if role == REENTERED or not only_reentered]
-    if finished.parts:
-        on_progress(len(trained) - len(finished.parts))
     batches = samples.batches(config.batch_size)
     everything = torch.arange(len(samples), device=samples.steps.device)
     on_full = everything if reentry is None else everything[~reentry.cached]
