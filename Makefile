@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Build environments are pinned too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: demo test lint bench evidence slow clean
+.PHONY: demo test lint bench evidence support slow clean
 
 demo: $(VENV)/.runs
 	$(BIN)/iec demo
@@ -25,6 +25,10 @@ bench: $(VENV)/.runs
 
 evidence: $(VENV)/.runs
 	$(BIN)/iec reproduce efficient --size quick -o docs --results runs/evidence
+
+support: $(VENV)/.develops
+	$(PIP) -e '.[dev,caches,quantizers]'
+	OMP_NUM_THREADS=1 $(BIN)/python docs/support_table.py
 
 slow: $(VENV)/.develops
 	$(PIP) -e '.[dev,caches,quantizers]'

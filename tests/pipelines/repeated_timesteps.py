@@ -10,6 +10,8 @@ import functools
 
 import torch
 
+from .by_hand import copied
+
 
 class RepeatedTimesteps:
     """Stands for `scheduler` in one run, correcting every step with the given relaxations."""
@@ -38,7 +40,8 @@ class RepeatedTimesteps:
 
     def _step(self, model_output, timestep, sample, **settings):
         def dry(output):
-            return copy.deepcopy(self.inner).step(output, timestep, self.x_t, **settings)
+            again = {name: copied(value) if name == "generator" else value for name, value in settings.items()}
+            return copy.deepcopy(self.inner).step(output, timestep, self.x_t, **again)
 
         if self.pass_index == 0:
             self.x_t, self.relaxed = sample, model_output

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
+    DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     UniPCMultistepScheduler,
@@ -78,7 +79,7 @@ CASES = {
     "DDIMPipeline": Case(lambda s: ddim_pipe(tiny_unet(), s), call={"batch_size": 2, **NUMPY}),
     "DDPMPipeline": Case(
         lambda s: piped("DDPMPipeline", s, unet=tiny_unet()),
-        lambda: DDIMScheduler(beta_end=2e-3, clip_sample=False),
+        lambda: DDPMScheduler(beta_end=2e-3, clip_sample=False),
         {"batch_size": 2, **NUMPY},
     ),
     "LDMSuperResolutionPipeline": Case(
