@@ -28,10 +28,15 @@ def denoise(
     return x
 
 
-def evaluate(unet: Any, x: torch.Tensor, t: Any, **conditioning: torch.Tensor) -> torch.Tensor:
-    """The network's output in the dtype of `x`, computed in its own."""
-    output: torch.Tensor = unet(x.to(unet.dtype), t, **conditioning).sample
-    return output.to(x.dtype)
+def in_own_dtype(unet: Any) -> Callable[..., torch.Tensor]:
+    """(x, t, **conditioning) -> the network's output in the dtype of x, computed in its own."""
+    dtype = unet.dtype  # asked once: diffusers walks through all modules for it
+
+    def evaluate(x: torch.Tensor, t: Any, **conditioning: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = unet(x.to(dtype), t, **conditioning).sample
+        return output.to(x.dtype)
+
+    return evaluate
 
 
 def to_output(pipe: DiffusionPipeline, x: torch.Tensor, output_type: str) -> ImagePipelineOutput:

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, ImagePipelineOutput, UNet2DConditionModel, UNet2DModel, VQModel
 
 from iec.models.class_embedder import ClassEmbedder
-from iec.models.denoising import denoise, evaluate, to_output
+from iec.models.denoising import denoise, in_own_dtype, to_output
 
 
 class LatentPipeline(DiffusionPipeline):  # type: ignore[misc]
@@ -34,7 +34,7 @@ class LatentPipeline(DiffusionPipeline):  # type: ignore[misc]
 
         output_type: `np` for float32 [B, H, W, C] in [0, 1], `pil` for PIL images, `latent` for x_0 [B, C, H, W].
         """
-        x = denoise(self, generator, num_inference_steps, eta, lambda x, t: evaluate(self.unet, x, t))
+        x = denoise(self, generator, num_inference_steps, eta, in_own_dtype(self.unet))
         return _decoded(self, x, output_type)
 
 
@@ -80,8 +80,10 @@ class ClassLatentPipeline(DiffusionPipeline):  # type: ignore[misc]
         pair = torch.tensor([no_class] * len(labels) + labels, device=self._execution_device)
         context = self.class_embedder(pair)
 
+        evaluate = in_own_dtype(self.unet)
+
         def predict(x: torch.Tensor, t: Any) -> torch.Tensor:
-            both = evaluate(self.unet, torch.cat([x, x]), t, encoder_hidden_states=context)
+            both = evaluate(torch.cat([x, x]), t, encoder_hidden_states=context)
             without, of_class = both.chunk(2)
             return without + guidance_scale * (of_class - without)
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DModel
 
-from iec.models.denoising import denoise, evaluate, to_output
+from iec.models.denoising import denoise, in_own_dtype, to_output
 
 
 class UnconditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
@@ -29,5 +29,5 @@ class UnconditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
 
         output_type: `np` for float32 [B, H, W, C] in [0, 1], `pil` for PIL images.
         """
-        x = denoise(self, generator, num_inference_steps, eta, lambda x, t: evaluate(self.unet, x, t))
+        x = denoise(self, generator, num_inference_steps, eta, in_own_dtype(self.unet))
         return to_output(self, x, output_type)

@@ -4,7 +4,7 @@ The few torch functions around the network (the glue) are recorded one by one; e
 evaluation, inside which nothing is recorded.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +73,7 @@ class _Glue(TorchFunctionMode):
                 if isinstance(event, Evaluation):
                     event.keep_from(written)
         output = func(*args, **kwargs)
-        if written is not None or next(tensors_in(output), None) is not None:
+        if written is not None or tensors_in(output):
             self.events.append(Operation(func, args, kwargs, output))
         return output
 
@@ -114,8 +114,7 @@ class Recorder:
                 output = call(*args, **kwargs)
         finally:
             self._glue = glue
-        inputs, outputs = list(tensors_in((args, kwargs))), list(tensors_in(output))
-        glue.events.append(Evaluation(call, args, kwargs, output, inputs, outputs))
+        glue.events.append(Evaluation(call, args, kwargs, output, tensors_in((args, kwargs)), tensors_in(output)))
         return output
 
 
@@ -127,13 +126,19 @@ def overwritten_by(function: Callable[..., Any], args: Sequence[Any], kwargs: Ma
     return written if isinstance(written, torch.Tensor) else None
 
 
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+def tensors_in(value: Any) -> list[torch.Tensor]:
     """The tensors of nested lists, tuples and dicts (a diffusers output is a dict), in order."""
+    found: list[torch.Tensor] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value: Any, found: list[torch.Tensor]) -> None:
     if isinstance(value, torch.Tensor):
-        yield value
+        found.append(value)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from tensors_in(item)
+            _collect(item, found)
     elif isinstance(value, dict):
         for item in value.values():
-            yield from tensors_in(item)
+            _collect(item, found)
