@@ -8,7 +8,7 @@ from tiny_models import tiny_unet
 import iec
 from iec.efficient import CacheQuantConfig, DeepCacheConfig, QuantizationConfig
 from iec.experiments import measuring
-from iec.experiments.evidence import REFRESH_ONLY, EvidenceConfig, measure
+from iec.experiments.evidence import REFRESH_ONLY, EvidenceConfig, available, measure
 from iec.experiments.evidence_report import claims, corrections, equal_cost, evidence_table, judge_part, write_evidence
 from iec.experiments.settings import Setting
 from iec.models.unconditional import UnconditionalPipeline
@@ -124,6 +124,15 @@ def test_an_interrupted_run_keeps_its_finished_rows(config, tmp_path):
     resumed = []
     measure(config, config.measurements(tmp_path, on_row=lambda setting, seed, done: resumed.append(done)))
     assert resumed[:4] == [True, True, True, False]
+
+
+def test_the_rows_that_are_there_make_a_page_that_names_the_others(config, folder, rows, tmp_path):
+    more = replace(config, parts=(replace(config.parts[0], systems=(*config.parts[0].systems, "w4a8")),))
+    found = available(more, more.measurements(folder))
+    assert [row.setting for row in found] == [row.setting for row in rows]
+    page = write_evidence([judge_part(found)], more, "quick", tmp_path)[0].read_text()
+    assert "Not measured yet: W4A8, T=4, W4A8, T=4 + IEC all." in page
+    assert available(config, config.measurements(tmp_path)) == []
 
 
 def test_a_corrupt_row_is_named(config, tmp_path):

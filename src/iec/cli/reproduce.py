@@ -28,6 +28,9 @@ def reproduce(
     only: Annotated[
         str | None, typer.Option(help="Of `efficient`: sample only the rows whose name contains this; writes no page.")
     ] = None,
+    available: Annotated[
+        bool, typer.Option("--available", help="Of `efficient`: sample nothing; the page names the rows it lacks.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure the paper's claims on the embedded model; interrupted, the same command goes on row by row.
@@ -45,30 +48,35 @@ def reproduce(
 
         config = EvidenceConfig.load(size)
         require_writable(output)
-        _efficient(config, size, output, results, only, as_json)
+        _efficient(config, size, output, results, only, available, as_json)
         return
     table = load_table(what)
     require_writable(output)
     _table(table, output, results, as_json)
 
 
-def _efficient(config: Any, size: str, output: Path, results: Path, only: str | None, as_json: bool) -> None:
-    from iec.experiments.evidence import measure
+def _efficient(
+    config: Any, size: str, output: Path, results: Path, only: str | None, available: bool, as_json: bool
+) -> None:
+    from iec.experiments import evidence
     from iec.experiments.evidence_report import evidence_json, evidence_table, judge_part, write_evidence
     from iec.reports.table import to_rich
 
-    total = sum(part.images * len(part.seeds) * len(part.settings()) for part in config.parts)
-    rows = _watched(
-        total,
-        lambda callbacks: measure(
-            config, config.measurements(results, **callbacks), lambda setting: only is None or only in setting.label
-        ),
-    )
+    def work(callbacks: dict[str, Any]) -> Any:
+        measurements = config.measurements(results, **callbacks)
+        if available:
+            return evidence.available(config, measurements)
+        return evidence.measure(config, measurements, lambda setting: only is None or only in setting.label)
+
+    rows = _watched(sum(p.images * len(p.seeds) * len(p.settings()) for p in config.parts), work)
     console = Console(highlight=False, soft_wrap=True)
     if only is not None:
         console.print(f"{len(rows)} rows are in {results}.")
         return
-    sections = [judge_part([row for row in rows if row.part == part]) for part in config.parts]
+    found = [[row for row in rows if row.part == part] for part in config.parts]
+    sections = [judge_part(of_part) for of_part in found if of_part]
+    if not sections:
+        raise ValueError(f"No row is in '{results}' yet: leave out --available.")
     paths = write_evidence(sections, config, size, output)
     if as_json:
         print_json(evidence_json(sections, size))

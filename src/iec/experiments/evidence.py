@@ -95,6 +95,17 @@ def measure(
     ]
 
 
+def available(config: EvidenceConfig, measurements: Measurements) -> list[Row]:
+    """The rows that are there already, of all their seeds."""
+    rows = []
+    for part in config.parts:
+        for setting in part.settings():
+            found = [measurements.find(setting, part.images, seed) for seed in part.seeds]
+            if None not in found:
+                rows.append(Row(part, setting, tuple(row for row in found if row is not None)))
+    return rows
+
+
 def _part(entry: Mapping[str, Any]) -> Part:
     return Part(
         int(entry["num_steps"]),

@@ -166,7 +166,12 @@ def evidence_markdown(sections: Sequence[Section], config: EvidenceConfig, size:
         f"diffusers {diffusers.__version__}).",
     ]
     for section in sections:
-        parts += [f"## T={section.part.num_steps}", _summary(section), to_markdown(evidence_table(section))]
+        parts += [
+            f"## T={section.part.num_steps}",
+            *_missing(section),
+            _summary(section),
+            to_markdown(evidence_table(section)),
+        ]
         parts += [_listed("What correction does to each system", corrections(section))]
         parts += [_listed("Correction against the best uncorrected row that costs no more", equal_cost(section))]
         parts += [_listed("The techniques themselves", claims(section))]
@@ -222,6 +227,13 @@ def _compared(ours: JudgedRow, other: JudgedRow) -> Comparison:
 
 def _cost(row: JudgedRow) -> float:
     return float(row.row.record["cost"])
+
+
+def _missing(section: Section) -> list[str]:
+    """What the table lacks, in one sentence; nothing where it is complete."""
+    there = {row.setting for row in section.rows}
+    missing = [setting.label for setting in section.part.settings() if setting not in there]
+    return [f"**Not measured yet: {', '.join(missing)}.**"] if missing else []
 
 
 def _summary(section: Section) -> str:

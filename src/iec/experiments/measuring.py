@@ -51,6 +51,13 @@ class Measurements:
         self.rows.add(key, row)
         return row
 
+    def find(self, setting: Setting, images: int, seed: int, spacing: str = "quad") -> StoredRow | None:
+        """The row of these settings if it is there; nothing is sampled or calibrated."""
+        pipe = load_pipeline(dtype=getattr(torch, self.dtype), spacing=spacing)
+        if not self.plans.made(pipe, setting):
+            return None
+        return self.rows.find(digest(self._settings(pipe, setting, images, seed)))
+
     def _settings(self, pipe: DiffusionPipeline, setting: Setting, images: int, seed: int) -> dict[str, Any]:
         """Everything that decides a row's bytes."""
         return {

@@ -84,6 +84,14 @@ class Plans:
             self._made[key] = self._load_or_calibrate(pipe, setting, key)
         return self._made[key]
 
+    def made(self, pipe: DiffusionPipeline, setting: Setting) -> bool:
+        """Whether the setting can be used at once, without a calibration."""
+        technique = setting.technique
+        if technique is None or not needs_plan(technique):
+            return True
+        key = self.key(pipe, setting)
+        return key in self._made or (self.folder is not None and (self.folder / key).exists())
+
     def digest(self, pipe: DiffusionPipeline, setting: Setting) -> str | None:
         """A digest of the numbers in the setting's plan; None where it needs none."""
         plan = self.find(pipe, setting)
