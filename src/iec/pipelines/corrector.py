@@ -99,7 +99,7 @@ class CorrectedRun(Part):
     def step(self, commit: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         i = self.run.clock.step
         events = self.recorder.stop()
-        record = StepRecord(i, _number(timestep_of(args, kwargs)), i in self.selected)
+        record = StepRecord(i, _number(timestep_of(self.run.scheduler, args, kwargs)), i in self.selected)
         full = was_full(self.caches)
         record.count(full)
         if record.selected and (full or self.config.cached_steps):

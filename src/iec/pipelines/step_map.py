@@ -31,6 +31,11 @@ class StepMap:
             )
         self.output: torch.Tensor = arguments["model_output"]
         self.sample: torch.Tensor = arguments["sample"]
+        if not self.sample.is_floating_point():
+            raise IECUnsupportedError(
+                f"{type(scheduler).__name__} steps discrete states, which cannot be moved a part of the way: disable "
+                "correction for this pipeline (iec.disable)."
+            )
         self._scheduler_state = SchedulerState(scheduler)
         self._noise_state = NoiseState(arguments.values())
 

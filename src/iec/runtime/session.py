@@ -5,6 +5,7 @@ the call starts and gone when it ends, so that whatever the user does between `a
 """
 
 import functools
+import inspect
 import threading
 import weakref
 from collections.abc import Callable
@@ -98,7 +99,7 @@ class Run:
     def on_step(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One `scheduler.step` call: the participants first, then the clock advances."""
         if self.clock.step == 0:
-            self._set_num_steps(_length_from(self.scheduler, timestep_of(args, kwargs)))
+            self._set_num_steps(_length_from(self.scheduler, timestep_of(self.scheduler, args, kwargs)))
         commit = original
         for part in self.parts:
             commit = _before(part, commit)
@@ -243,9 +244,10 @@ def _length(scheduler: Any) -> int:
     return 0 if timesteps is None else len(timesteps)
 
 
-def timestep_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def timestep_of(scheduler: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The timestep among the arguments of a `scheduler.step` call, or None."""
-    return kwargs.get("timestep", args[1] if len(args) > 1 else None)
+    # By name: CogVideoXDPMScheduler takes another tensor second.
+    return inspect.signature(scheduler.step).bind_partial(*args, **kwargs).arguments.get("timestep")
 
 
 def _length_from(scheduler: Any, timestep: Any) -> int:
