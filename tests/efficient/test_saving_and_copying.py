@@ -1,6 +1,7 @@
 """A pipeline with a plan is not saved without it, and its deep copies run and are put back on their own."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from tiny_models import ddim_pipe, draw, noise, tiny_unet
 import iec
 from iec.efficient import CacheQuantConfig, DeepCacheConfig, QuantizationConfig, applied, apply, calibrate, remove
 from iec.storage.fingerprint import fingerprint
+
+from .caching import stable_diffusion
 
 STEPS = 4
 CONFIGS = {
@@ -28,10 +31,15 @@ def pipe_from(folder):
     return pipe
 
 
+@functools.cache
+def plan_of(name):
+    return calibrate(ddim_pipe(tiny_unet()), CONFIGS[name], STEPS, samples=2, batch_size=2)
+
+
 @pytest.fixture(params=CONFIGS)
 def with_plan(request, tmp_path):
     pipe = pipe_from(tmp_path / "model")
-    apply(pipe, calibrate(pipe, CONFIGS[request.param], STEPS, samples=2, batch_size=2))
+    apply(pipe, plan_of(request.param))
     return pipe
 
 
@@ -44,6 +52,15 @@ def test_a_plan_is_saved_instead(with_plan, tmp_path):
     remove(with_plan)
     with_plan.save_pretrained(tmp_path / "saved")
     assert fingerprint(UNet2DModel.from_pretrained(tmp_path / "saved" / "unet")) == model
+
+
+def test_nothing_of_a_pipeline_is_written_before_it_is_refused(tmp_path):
+    pipe = stable_diffusion.pipe_of(stable_diffusion.ddim())  # it saves its autoencoder first
+    config, inputs = CacheQuantConfig(2, weights=None), {"prompt": stable_diffusion.PROMPTS}
+    apply(pipe, calibrate(pipe, config, 2, samples=1, inputs=inputs))
+    with pytest.raises(ValueError, match=r"plan\.save_pretrained"):
+        pipe.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
 
 
 @pytest.mark.parametrize("cached", [False, True])

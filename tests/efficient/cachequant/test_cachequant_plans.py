@@ -10,6 +10,7 @@ from tiny_models import draw, noise, recorded_inputs, tiny_unet
 import iec
 from iec.efficient import CacheQuantConfig, CacheQuantPlan, DeepCacheConfig, apply, calibrate, load_plan
 from iec.efficient.caching.deepcache import branch_of
+from iec.models.loading import load_pipeline
 
 from .small import BRANCH, CACHE, SETTINGS, STEPS, pipe_of
 
@@ -30,6 +31,17 @@ def test_a_plan_is_the_same_after_a_round_trip(request, tmp_path, which):
         apply(pipe, source)
         images.append(draw(pipe, STEPS))
     assert torch.equal(*images)
+
+
+def test_a_plan_of_the_embedded_model_at_100_steps_is_below_15_megabytes(tmp_path):
+    sizes = []
+    for steps in (2, 4):  # what a step adds is always the same
+        made = calibrate(load_pipeline(), CacheQuantConfig(2), steps, samples=1, batch_size=1)
+        made.save_pretrained(tmp_path / str(steps))
+        sizes.append(sum(path.stat().st_size for path in (tmp_path / str(steps)).rglob("*") if path.is_file()))
+    per_step = (sizes[1] - sizes[0]) / 2
+    assert per_step > 1000
+    assert sizes[0] + 98 * per_step < 15e6
 
 
 def edit(folder, **changes):
