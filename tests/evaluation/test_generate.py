@@ -86,3 +86,20 @@ def test_diffusers_own_pipeline_is_sampled_as_it_stands():
     expected = pipe(batch_size=2, generator=generators, num_inference_steps=3, output_type="np").images
     found = images(pipe, 2, 3, batch_size=2)
     assert np.array_equal(found.permute(0, 2, 3, 1).numpy(), np.rint(expected * 255).astype(np.uint8))
+
+
+def test_images_take_prompts_in_turn_whatever_the_batches():
+    seen = []
+
+    class Prompted(UnconditionalPipeline):
+        def __call__(self, prompt, generator=None, num_inference_steps=2, output_type="np"):
+            seen.append(prompt)
+            return super().__call__(generator, num_inference_steps=num_inference_steps, output_type=output_type)
+
+    pipe = Prompted(tiny_unet(), SpacedDDIMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    list(generate(pipe, 5, 2, batch_size=2, inputs={"prompt": ["a", "b", "c"]}))
+    list(generate(pipe, 2, 2, batch_size=2, inputs={"prompt": "d"}))
+    assert seen == [["a", "b"], ["c", "a"], ["b", "c"], ["d", "d"]]
+    with pytest.raises(ValueError, match="'prompt' is an empty list"):
+        generate(pipe, 2, 2, inputs={"prompt": []})

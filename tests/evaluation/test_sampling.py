@@ -1,11 +1,10 @@
+import errno
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from tiny_models import ddim_pipe, tiny_unet
 
 import iec
 from iec.efficient import DeepCacheConfig
+from iec.evaluation.processes import ALONE, Share
 from iec.evaluation.sampling import sample_to_folder
 
 
@@ -44,9 +44,9 @@ def test_a_lost_image_and_leftovers_are_made_good_on_resumption(tmp_path):
     expected = digests(tmp_path)
     (tmp_path / "000003.png").unlink()
     (tmp_path / ".000003.png-abc.part").write_bytes(b"half")
-    started = []
-    sample(tmp_path, on_start=started.append)
-    assert started == [4]  # the batch of the lost image is sampled again, the others are not
+    counts = []
+    sample(tmp_path, on_progress=counts.append)
+    assert counts == [4, 6]  # the batch of the lost image is sampled again, the others are not
     assert digests(tmp_path) == expected
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*expected, "sampling.json"])
 
@@ -104,28 +104,138 @@ def test_what_does_not_fit_the_steps_is_refused_before_the_folder_is_made(tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-SCRIPT = """
-import sys
-from tiny_models import ddim_pipe, tiny_unet
-from iec.evaluation.sampling import sample_to_folder
-sample_to_folder(ddim_pipe(tiny_unet()), sys.argv[1], 200, 4, batch_size=2)
-"""
+def start(folder, share=ALONE, images=100):
+    """A process of its own that samples; a fork, since a fresh interpreter would take seconds to import torch."""
+    process = multiprocessing.get_context("fork").Process(
+        target=sample, args=(folder, images), kwargs={"share": share}, daemon=True
+    )
+    process.start()
+    return process
+
+
+def kill_after(folder, images, *processes):
+    """Kill -9 the processes once there are that many images."""
+    while len(list(folder.glob("*.png"))) < images:
+        assert any(process.is_alive() for process in processes)
+        time.sleep(0.001)
+    for process in processes:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
 
 
 def test_killed_at_any_moment_a_run_resumes_to_the_same_bytes(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    sample(whole, images=200)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(killed)], env=environment)
-    deadline = time.monotonic() + 120
-    while len(list(killed.glob("*.png"))) < 20 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    sample(whole, images=100)
+    kill_after(killed, 20, start(killed))
     survivors = digests(killed)
-    assert 20 <= len(survivors) < 200
+    assert 20 <= len(survivors) < 100
     for name in survivors:  # nothing is half-written
         with Image.open(killed / name) as image:
             assert np.asarray(image).shape == (8, 8, 3)
-    sample(killed, images=200)
+    assert not json.loads((killed / "sampling.json").read_text())["complete"]
+    sample(killed, images=100)
     assert digests(killed) == digests(whole)
+    assert sorted(p.name for p in killed.iterdir()) == sorted([*digests(whole), "sampling.json"])
+
+
+def record(folder):
+    """What `sampling.json` says but for times and memory."""
+    found = json.loads((folder / "sampling.json").read_text())
+    for entry in (found["cost"], *found["batches"].values()):
+        del entry["seconds"], entry["peak_memory_mb"]
+    return found
+
+
+def test_two_processes_make_the_bytes_of_one(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    sample(one, images=61)
+    processes = [start(two, Share(rank, 2), images=61) for rank in range(2)]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert digests(two) == digests(one)
+    assert record(two) == record(one)
+    assert record(two)["complete"]
+    assert sorted(p.name for p in two.iterdir()) == sorted(p.name for p in one.iterdir())
+
+
+def test_a_share_alone_is_not_complete_and_the_last_one_completes_it(tmp_path):
+    started, first = [], []
+    assert not sample(tmp_path, images=10, share=Share(1, 2), on_batch=started.append).complete
+    assert [batch.start for batch in started] == [2, 6]
+    assert not json.loads((tmp_path / "sampling.json").read_text())["complete"]
+    assert sample(tmp_path, images=10, share=Share(0, 2), on_batch=first.append).complete
+    assert [batch.start for batch in first] == [0, 4, 8]
+    assert json.loads((tmp_path / "sampling.json").read_text())["complete"]
+
+
+@pytest.mark.parametrize("resumed_by", [1, 2, 3])
+def test_two_killed_processes_are_resumed_by_any_number(tmp_path, resumed_by):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    sample(whole, images=60)
+    kill_after(killed, 20, *(start(killed, Share(rank, 2), images=60) for rank in range(2)))
+    done = digests(killed)
+    assert len(done) < 60
+    outcomes = [sample(killed, images=60, share=Share(rank, resumed_by)).complete for rank in range(resumed_by)]
+    assert outcomes == [False] * (resumed_by - 1) + [True]
+    assert digests(killed) == digests(whole)
+    assert record(killed) == record(whole)
+
+
+def test_one_killed_process_of_two_leaves_the_run_incomplete_but_whole(tmp_path):
+    whole, partly = tmp_path / "whole", tmp_path / "partly"
+    sample(whole, images=60)
+    victim = start(partly, Share(0, 2), images=60)
+    kill_after(partly, 10, victim)
+    survivor = start(partly, Share(1, 2), images=60)
+    survivor.join()
+    assert survivor.exitcode == 0
+    assert not json.loads((partly / "sampling.json").read_text())["complete"]
+    assert {name for name in digests(whole) if int(name[:6]) // 2 % 2 == 1} <= set(digests(partly))
+    sample(partly, images=60)
+    assert digests(partly) == digests(whole)
+
+
+def test_of_two_runs_with_other_settings_one_is_refused_however_they_start(tmp_path):
+    context = multiprocessing.get_context("fork")
+    for attempt in range(5):
+        folder, barrier, refused = tmp_path / str(attempt), context.Barrier(2), context.Queue()
+
+        def run(seed, folder=folder, barrier=barrier, refused=refused):
+            barrier.wait()
+            try:
+                sample(folder, images=2, seed=seed)
+            except ValueError as error:
+                refused.put(str(error))
+
+        processes = [context.Process(target=run, args=(seed,), daemon=True) for seed in (0, 1)]
+        for process in processes:
+            process.start()
+        sentence = refused.get(timeout=300)
+        for process in processes:
+            process.join()
+        assert "holds a run with seed" in sentence
+        winner = json.loads((folder / "sampling.json").read_text())["settings"]["seed"]
+        sample(tmp_path / f"alone-{attempt}", images=2, seed=winner)
+        assert digests(folder) == digests(tmp_path / f"alone-{attempt}")
+
+
+def test_a_full_disk_leaves_a_run_that_resumes(tmp_path, monkeypatch):
+    import iec.evaluation.image_folder as module
+
+    original = module._save_png
+
+    def save(pixels, file):
+        if ".000003" in file.name:
+            file.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(pixels, file)
+
+    monkeypatch.setattr(module, "_save_png", save)
+    with pytest.raises(OSError, match="No space left"):
+        sample(tmp_path / "full")
+    assert sorted(digests(tmp_path / "full")) == ["000000.png", "000001.png", "000002.png"]
+    monkeypatch.undo()
+    sample(tmp_path / "full")
+    sample(tmp_path / "whole")
+    assert digests(tmp_path / "full") == digests(tmp_path / "whole")

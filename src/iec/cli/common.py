@@ -6,7 +6,17 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 Model = Annotated[
     str | None, typer.Argument(help="A diffusers folder or hub name; without it, the embedded CIFAR-10 model.")
@@ -41,17 +51,28 @@ def torch_dtype(name: str) -> Any:
     return known[name]
 
 
-def progress(unit: str) -> Progress:
-    """A progress bar on standard error, with the time left."""
+class _Rate(ProgressColumn):
+    """How many a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.3g}/s")
+
+
+def progress(unit: str, shown: bool = True) -> Progress:
+    """A progress bar on standard error, with how many a second and the time left; `shown`: or none at all."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
+        _Rate(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
+        disable=not shown,
+        speed_estimate_period=600,  # a batch may take minutes
     )
 
 

@@ -1,7 +1,8 @@
 """`iec sample`."""
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -15,6 +16,7 @@ from iec.cli.common import (
     Json,
     Model,
     Prompt,
+    Prompts,
     Quantize,
     Seed,
     Spacing,
@@ -22,6 +24,9 @@ from iec.cli.common import (
     progress,
     torch_dtype,
 )
+
+if TYPE_CHECKING:
+    from iec.efficient import DeepCacheConfig
 
 
 def sample(
@@ -42,36 +47,57 @@ def sample(
     batch_size: BatchSize = 64,
     spacing: Spacing = None,
     prompt: Prompt = None,
+    prompts: Prompts = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads of this process; part of what decides the last bits.")
+    ] = None,
     device: Device = "cpu",
     dtype: DType = "float32",
     as_json: Json = False,
 ) -> None:
     """Sample images into a folder; interrupted at any moment, the same command goes on to the same images.
 
+    Started by accelerate launch or torchrun, every process takes its part of the batches.
+
     Example: iec sample -n 64 --steps 50 --cache deepcache:5 --correct relaxation=0.5,steps=edges:1/10 -o out/
     """
+    import torch
+
+    from iec.cli.prompts import prompt_inputs
+    from iec.evaluation.processes import Share
     from iec.evaluation.sampling import require_sampling, sample_to_folder
     from iec.experiments.language import parse_correction, parse_one_technique
-    from iec.experiments.plans import planned
+    from iec.experiments.plans import needs_plan, planned
     from iec.models.loading import load_pipeline
+    from iec.storage.files import require_writable
+    from iec.storage.locking import exclusive
+
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, but is {threads}.")
+        torch.set_num_threads(threads)
+    share = Share.of_environment()
+    inputs = prompt_inputs(prompt, prompts)
 
     technique, correction = parse_one_technique(cache, quantize, cachequant), parse_correction(correct)
     if plan is not None and technique is not None:
         raise ValueError("--plan already says what the model is: leave out --cache, --quantize and --cachequant.")
-    pipe = load_pipeline(model, torch_dtype(dtype), device, spacing)
-    require_sampling(pipe, images, steps, seed, batch_size, correction, prompt)
-    with progress("images") as bar:
+    pipe = load_pipeline(model, torch_dtype(dtype), share.device(device), spacing)
+    require_sampling(pipe, images, steps, seed, batch_size, correction, inputs.get("prompt"))
+    with progress("images", shown=share.rank == 0) as bar:
         task = bar.add_task("sampling", total=images)
-        if plan is None:
+        used: DeepCacheConfig | Path | None = plan
+        if plan is None and technique is not None:
 
             def on_calibration(done: int, total: int) -> None:
                 bar.update(task, description=f"calibrating, {done} of {total} trajectories")
 
-            inputs = {} if prompt is None else {"prompt": prompt}
-            used = planned(pipe, technique, steps, output / "plan", inputs, on_calibration)
-            bar.update(task, description="sampling")
-        else:
-            used = plan
+            if needs_plan(technique):
+                require_writable(output)
+            # Of several processes one calibrates, and the others wait for its plan.
+            with exclusive(output / ".plan.lock") if needs_plan(technique) else nullcontext():
+                used = planned(pipe, technique, steps, output / "plan", inputs, on_calibration)
+        bar.reset(task, description="sampling", total=images)
         folder = sample_to_folder(
             pipe,
             output,
@@ -83,20 +109,24 @@ def sample(
             batch_size=batch_size,
             technique=used,
             correction=correction,
-            prompt=prompt,
-            on_start=lambda done: bar.advance(task, done),
-            on_batch=lambda batch: bar.advance(task, len(batch.images)),
+            prompt=inputs.get("prompt"),
+            share=share,
+            on_progress=lambda done: bar.update(task, completed=done),
         )
     record = folder.to_dict()
     if as_json:
         print_json(record)
         return
+    console = Console(highlight=False, soft_wrap=True)
+    if not folder.complete:
+        console.print(
+            f"Process {share.rank} of {share.world} has sampled its part; the last to finish completes {folder.path}."
+        )
+        return
     cost = record["cost"]
     per_image = f", cost {cost['cost_per_image']} full evaluations" if "cost_per_image" in cost else ""
-    Console().print(
+    console.print(
         f"{record['images']} images in {folder.path}: {cost['full_evaluations']} full and "
         f"{cost['cached_evaluations']} cached evaluations per image{per_image}, {cost['seconds']} s, "
-        f"peak memory {cost['peak_memory_mb']} MB.",
-        highlight=False,
-        soft_wrap=True,
+        f"peak memory {cost['peak_memory_mb']} MB."
     )

@@ -44,7 +44,8 @@ def generate(
     """Sample `num_images` images, batch by batch; `skip` names batches that are done already.
 
     The last batch is padded with the images that would come next, so that every batch is computed alike.
-    inputs: further arguments of the pipeline's call; a prompt is repeated for every image.
+    inputs: further arguments of the pipeline's call; a prompt is repeated for every image, and of a list image i takes
+    entry i, in turn.
     Raises ValueError or TypeError for bad settings, or for inputs that the pipeline needs and did not get, before
     anything is sampled.
     """
@@ -85,7 +86,12 @@ def _batches(
         generators = [image_generator(seed, start + i) for i in range(batch_size)]
         began = time.perf_counter()
         with enabled(pipe, config):
-            output = pipe(**arguments, generator=generators, num_inference_steps=num_steps, output_type="np")
+            output = pipe(
+                **_of_batch(arguments, range(start, start + batch_size)),
+                generator=generators,
+                num_inference_steps=num_steps,
+                output_type="np",
+            )
             record = summary(pipe)
         seconds = time.perf_counter() - began
         images = _to_uint8(output.images)
@@ -99,11 +105,23 @@ _GIVEN = ("generator", "num_inference_steps", "output_type")
 def _call_arguments(pipe: DiffusionPipeline, batch_size: int, inputs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of every call; refuses, by name, a pipeline that needs an input that was not given."""
     parameters = call_parameters(pipe, inputs, _GIVEN)
-    if "prompt" in inputs:
-        inputs["prompt"] = [inputs["prompt"]] * batch_size
-    elif "batch_size" in parameters:
+    for name, value in inputs.items():
+        if isinstance(value, list) and not value:
+            raise ValueError(f"'{name}' is an empty list: every image needs an entry.")
+    if "prompt" not in inputs and "batch_size" in parameters:
         inputs["batch_size"] = batch_size
     return inputs
+
+
+def _of_batch(arguments: dict[str, Any], indices: range) -> dict[str, Any]:
+    """The arguments of one call: of a list, the entries of its images in turn; a prompt for each of them."""
+    lists = {
+        name: [value] if name == "prompt" and isinstance(value, str) else value for name, value in arguments.items()
+    }
+    return {
+        name: [value[i % len(value)] for i in indices] if isinstance(value, list) else value
+        for name, value in lists.items()
+    }
 
 
 def _to_uint8(images: Any) -> torch.Tensor:

@@ -12,10 +12,11 @@ from iec.efficient import DeepCacheConfig, apply
 from iec.evaluation.cost import EvaluationCost, evaluation_cost
 from iec.evaluation.generate import Batch, generate
 from iec.evaluation.image_folder import ImageFolder
+from iec.evaluation.processes import ALONE, Share
 from iec.method.config import IECConfig
 from iec.method.steps import select_steps
 from iec.runtime import network_of
-from iec.storage.fingerprint import fingerprint, folder_digest
+from iec.storage.fingerprint import fingerprint, folder_digest, texts_digest
 
 
 def sample_to_folder(
@@ -30,14 +31,17 @@ def sample_to_folder(
     batch_size: int = 64,
     technique: DeepCacheConfig | Path | None = None,
     correction: IECConfig | None = None,
-    prompt: str | None = None,
-    on_start: Callable[[int], None] = lambda images: None,
+    prompt: str | list[str] | None = None,
+    share: Share = ALONE,
     on_batch: Callable[[Batch], None] = lambda batch: None,
+    on_progress: Callable[[int], None] = lambda images: None,
 ) -> ImageFolder:
     """Sample `num_images` images into `folder`, or the rest of them where an earlier run was interrupted.
 
     model, spacing: as they were loaded, for the record. technique: a cache, or the folder of a calibrated plan.
-    on_start(images): how many are there already.
+    prompt: one for all images, or a list that they take in turn. share: which batches this process takes, of several
+    that are called alike and write to one folder; the last of them to finish sets the folder's `complete`.
+    on_progress(images): how many are there, of all processes, at the start and after every batch.
     Raises ValueError or TypeError for bad settings, an unwritable folder, or a folder of another run, before anything
     is sampled.
     """
@@ -58,17 +62,22 @@ def sample_to_folder(
         "cache": asdict(technique) if isinstance(technique, DeepCacheConfig) else None,
         "plan": folder_digest(technique) if isinstance(technique, Path) else None,
         "correction": None if correction is None else correction.to_dict(),
-        "prompt": prompt,
+        "prompt": prompt if isinstance(prompt, str | None) else f"{len(prompt)} prompts, {texts_digest(prompt)}",
         "dtype": str(next(network.parameters()).dtype).removeprefix("torch."),
-        "device": str(next(network.parameters()).device),
+        "device": next(network.parameters()).device.type,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
     output = ImageFolder(folder, settings, num_images, _cost(network, num_steps))
-    on_start(sum(len(output.images_of(number)) for number in output.done))
-    for batch in generate(pipe, num_images, num_steps, seed, batch_size, correction, output.done, _inputs(prompt)):
+    done = output.done()
+    on_progress(output.count(done))
+    others = {number for number in range(output.num_batches) if not share.takes(number)}
+    skipped = done | others
+    for batch in generate(pipe, num_images, num_steps, seed, batch_size, correction, skipped, _inputs(prompt)):
         output.add(batch)
         on_batch(batch)
+        on_progress(output.count(done | output.recorded()))
+    output.finish()
     return output
 
 
@@ -79,7 +88,7 @@ def require_sampling(
     seed: int = 0,
     batch_size: int = 64,
     correction: IECConfig | None = None,
-    prompt: str | None = None,
+    prompt: str | list[str] | None = None,
 ) -> None:
     """Raise ValueError or TypeError for settings that `sample_to_folder` refuses, before a folder is touched."""
     if correction is not None and correction.num_iterations and num_steps > 0:
@@ -88,7 +97,7 @@ def require_sampling(
     generate(pipe, num_images, num_steps, seed, batch_size, correction, inputs=_inputs(prompt))
 
 
-def _inputs(prompt: str | None) -> dict[str, Any]:
+def _inputs(prompt: str | list[str] | None) -> dict[str, Any]:
     return {} if prompt is None else {"prompt": prompt}
 
 

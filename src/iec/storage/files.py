@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,23 @@ def require_writable(folder: str | Path) -> None:
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary sibling of `path`, then rename it over `path`."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=UNFINISHED)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with _unfinished(path) as temporary:
         write(temporary)
-        temporary.chmod(0o644)
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def create_json(path: str | Path, value: Mapping[str, Any]) -> None:
+    """Write `value` as indented JSON unless the file is there: of several processes, what one wrote stays, whole."""
+    path = Path(path)
+    with _unfinished(path) as temporary:
+        _write_text(temporary, json.dumps(value, indent=2) + "\n")
+        try:
+            path.hardlink_to(temporary)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links, where only renaming is left
+            if not path.exists():
+                temporary.replace(path)
 
 
 def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
@@ -68,6 +76,20 @@ def write_folder_atomically(path: str | Path, write: Callable[[Path], None]) -> 
 def folder_bytes(folder: str | Path) -> int:
     """The size of all files in `folder` together."""
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[Path]:
+    """A temporary sibling of `path`, gone afterwards unless it was renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=UNFINISHED)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        temporary.chmod(0o644)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _write_text(path: Path, text: str) -> None:

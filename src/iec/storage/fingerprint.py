@@ -1,7 +1,8 @@
 """Fingerprints of weights and of files, so that a record says what it was made with."""
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -20,6 +21,11 @@ def tensors_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def texts_digest(texts: Iterable[str]) -> str:
+    """16 hex digits over texts in their order."""
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16]
 
 
 def folder_digest(folder: str | Path, pattern: str = "*") -> str:

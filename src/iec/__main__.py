@@ -1,0 +1,5 @@
+"""`python -m iec`, as launchers of several processes start it."""
+
+from iec.cli import main
+
+main()
