@@ -80,7 +80,8 @@ def test_the_found_steps_cost_least_over_the_features_of_full_runs(plan):
     assert costs[plan.full_steps] == pytest.approx(least, rel=1e-6)
     assert sorted(costs.values())[1] > least * (1 + 1e-3)  # no other schedule would have passed
     assert plan.full_steps != dps_schedule(torch.zeros(STEPS, 2 * INTERVAL), INTERVAL)
-    assert plan == DeepCachePlan(DPS, STEPS, fingerprint(unet), plan.full_steps)
+    assert plan == DeepCachePlan(DPS, STEPS, fingerprint(unet), plan.full_steps, plan.sampler)
+    assert plan.sampler is not None
 
 
 def test_plms_makes_a_call_more_but_no_group_more():
