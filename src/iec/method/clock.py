@@ -15,8 +15,8 @@ class Clock:
     """One run, made current by `with clock:`; it belongs to the thread (or task) that entered it.
 
     num_steps: T. step: the index of the current step. sample_steps: the step of each sample, int64 [B], where a batch
-    mixes steps, as reconstruction's do; None: all samples are at `step`. pass_index: 0 in the main call, k in the k-th correction pass.
-    cache_policy: `decide` lets each cache follow its schedule, `full` forces a full evaluation.
+    mixes steps, as reconstruction's do; None: all samples are at `step`. pass_index: 0 in the main call, k in the k-th
+    correction pass. cache_policy: `decide` lets each cache follow its schedule, `full` forces a full evaluation.
     full: whether the latest evaluation was computed in full; None where no cache had a say.
     evaluated: the cached models that were evaluated in this pass; begin_pass forgets them.
     storage: the run's own memory, in which caches keep their tensors, so that nothing outlives a run.
