@@ -52,7 +52,7 @@ def test_nothing_stays_alive_after_a_run_but_the_summary():
 def test_an_encoder_before_the_first_step_is_not_recorded():
     """Image to image encodes its picture after the timesteps are set; what its layers computed is not kept."""
     pipe = sd_pipe(DDIMScheduler(), "StableDiffusionImg2ImgPipeline", vae=vae())
-    picture = torch.zeros(1, 3, 64, 64)
+    picture = torch.zeros(1, 3, 32, 32)
 
     def alive_at_the_first_evaluation():
         seen = []
@@ -64,7 +64,7 @@ def test_an_encoder_before_the_first_step_is_not_recorded():
     plain = alive_at_the_first_evaluation()
     with iec.enabled(pipe):
         corrected = alive_at_the_first_evaluation()
-    assert corrected - plain < 16 * 4 * 64 * 64 * 4  # latents; the layers of the encoder would be three times that
+    assert corrected - plain < 16 * 4 * 32 * 32 * 4  # latents; the layers of the encoder would be three times that
 
 
 def test_the_counter_of_live_tensors_counts():
