@@ -1,7 +1,7 @@
 import pytest
 import torch
 from diffusers import UNet2DModel
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from tiny_models import noise, seeded
 
 from iec.models.fixed_heads import FixedHeadsUNet2DModel
@@ -26,6 +26,10 @@ def test_where_the_widths_agree_it_is_diffusers_own_unet():
     ours = seeded(FixedHeadsUNet2DModel(4, **SETTINGS, **widths))
     x, t = noise(2, 3, 8, 8), torch.tensor([3, 500])
     assert torch.equal(ours(x, t).sample, theirs(x, t).sample)
+    for module in ours.modules():
+        if isinstance(module, Attention):
+            module.set_processor(AttnProcessor())  # reads the scale, which the fused one works out itself
+    assert torch.allclose(ours(x, t).sample, theirs(x, t).sample, rtol=0, atol=1e-5)
     other = seeded(FixedHeadsUNet2DModel(2, **SETTINGS, **widths))
     assert not torch.allclose(other(x, t).sample, theirs(x, t).sample)
 
