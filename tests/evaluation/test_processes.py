@@ -24,6 +24,12 @@ def test_processes_of_one_machine_take_its_devices_in_turn():
     assert share.device("cpu") == "cpu"
 
 
+def test_mpi_announces_processes_by_other_names():
+    world = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+    assert Share.of_environment(world) == Share(3, 4, 1)
+    assert Share.of_environment({"PMI_SIZE": "4", "PMI_RANK": "2"}) == Share(2, 4, 2)
+
+
 @pytest.mark.parametrize(
     "environment",
     [

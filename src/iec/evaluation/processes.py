@@ -7,6 +7,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+# The world's size, the rank, and the rank on the machine: by torchrun, Intel's MPI, and Open MPI.
+_NAMES = (
+    ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"),
+    ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK"),
+    ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK"),
+)
+
 
 @dataclass(frozen=True)
 class Share:
@@ -25,17 +32,18 @@ class Share:
 
     @classmethod
     def of_environment(cls, environment: Mapping[str, str] | None = None) -> "Share":
-        """From RANK, WORLD_SIZE and LOCAL_RANK; without WORLD_SIZE, the only process."""
+        """From WORLD_SIZE, RANK and LOCAL_RANK, or what MPI calls them; without a world, the only process."""
         found = os.environ if environment is None else environment
-        if "WORLD_SIZE" not in found:
+        world, rank, local = (next((found[name] for name in names if name in found), None) for names in _NAMES)
+        if world is None:
             return cls()
         try:
-            rank, world = int(found.get("RANK", "0")), int(found["WORLD_SIZE"])
-            return cls(rank, world, int(found.get("LOCAL_RANK", rank)))
+            chosen = int(rank or 0)
+            return cls(chosen, int(world), chosen if local is None else int(local))
         except ValueError as error:
             raise ValueError(
                 "RANK, WORLD_SIZE and LOCAL_RANK must be the whole numbers that a launcher sets, with RANK below "
-                f"WORLD_SIZE, but are {found.get('RANK')}, {found['WORLD_SIZE']} and {found.get('LOCAL_RANK')}."
+                f"WORLD_SIZE, but are {rank}, {world} and {local}."
             ) from error
 
     def takes(self, number: int) -> bool:
