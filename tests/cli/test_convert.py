@@ -1,5 +1,6 @@
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,12 +68,9 @@ def test_bad_input_exits_with_2_and_one_sentence(iec, tmp_path):
         assert not (tmp_path / "out").exists()
 
 
-def test_its_three_lines_of_the_documents_make_a_checkpoint_that_it_reads(iec, tmp_path, monkeypatch):
-    from pathlib import Path
-
+def test_the_lines_of_the_documents_make_a_checkpoint_that_it_reads(iec, tmp_path, monkeypatch):
     page = (Path(__file__).parents[2] / "docs" / "paper-models.md").read_text(encoding="utf-8")
     code = page.split("```python\n")[1].split("```")[0]
-    assert len(code.strip().splitlines()) == 3
     monkeypatch.chdir(tmp_path)
     tensors = tiny_checkpoint("bedrooms")
     shared = {**tensors, "lvlb_weights": tensors["betas"]}  # safetensors refuses tensors that share their storage

@@ -47,7 +47,7 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     if path.suffix in _PICKLED or start.startswith(_PICKLE_STARTS):
         raise ValueError(
             f"'{path}' is a pickled checkpoint, which is never loaded since that can run any code: on a machine that "
-            "you trust, rewrite it as safetensors with the three lines in docs/paper-models.md."
+            "you trust, rewrite it as safetensors with the few lines in docs/paper-models.md."
         )
     try:
         return load_file(path)
