@@ -10,7 +10,7 @@ from iec.efficient import CacheQuantConfig, CacheQuantPlan, ReconstructionConfig
 from iec.efficient.cachequant.reconstruction import collect_cached, layer_roles, reconstruct_cached
 from iec.efficient.quantization.layers import QuantizedLayer
 from iec.efficient.quantization.reconstruction import reconstruct as reconstructing
-from iec.efficient.quantization.reconstruction.reconstruct import BEFORE, REENTERED, SKIPPED
+from iec.efficient.quantization.reconstruction.roles import BEFORE, REENTERED, SKIPPED
 from iec.efficient.trajectories import Trajectories
 from iec.method.clock import Clock
 from iec.models.unconditional import UnconditionalPipeline

@@ -13,10 +13,10 @@ from iec.efficient.caching.config import CalibratedSteps
 from iec.efficient.caching.deepcache import branch_of, cached_class
 from iec.efficient.caching.features import features_of
 from iec.efficient.quantization.reconstruction.config import ReconstructionConfig
-from iec.efficient.quantization.reconstruction.reconstruct import BEFORE, REENTERED, SKIPPED, reconstruct
+from iec.efficient.quantization.reconstruction.reconstruct import reconstruct
+from iec.efficient.quantization.reconstruction.roles import BEFORE, REENTERED, SKIPPED, Reentry
 from iec.efficient.quantization.reconstruction.rows import take
 from iec.efficient.quantization.reconstruction.samples import Samples, collect_samples
-from iec.efficient.quantization.reconstruction.twin import Reentry
 from iec.efficient.quantization.reconstruction.units import frozen_copy
 from iec.efficient.trajectories import Trajectories
 from iec.method.clock import Clock

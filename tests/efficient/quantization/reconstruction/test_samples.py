@@ -5,6 +5,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from tiny_models import ddim_pipe, noise, tiny_net, tiny_unet
 
+import iec
 from iec.efficient.quantization.reconstruction.rows import join, map_rows, take
 from iec.efficient.quantization.reconstruction.samples import collect_samples
 from iec.efficient.trajectories import Trajectories
@@ -82,6 +83,17 @@ def test_rows_are_told_before_each_sampled_evaluation():
     samples = collect(pipe, 7, on_rows=lambda step, rows: told.extend((step, int(row)) for row in rows))
     assert [step for step, _ in told] == samples.steps.tolist()
     assert all(0 <= row < 4 for _, row in told)
+
+
+def test_correction_passes_are_left_out():
+    pipe = ddim_pipe(tiny_net())
+    expected = collect(pipe, 999)
+    iec.enable(pipe)
+    samples = collect(pipe, 999)
+    assert len(iec.summary(pipe).corrected) == STEPS
+    assert len(samples) == len(expected) == STEPS * RUNS
+    first = samples.steps == 0  # before any correction
+    assert torch.equal(samples.inputs["sample"][first], expected.inputs["sample"][first])
 
 
 class Guided(UnconditionalPipeline):

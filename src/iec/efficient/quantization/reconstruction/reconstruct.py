@@ -21,15 +21,20 @@ from iec.efficient.quantization.reconstruction.config import ReconstructionConfi
 from iec.efficient.quantization.reconstruction.finished import FinishedUnits
 from iec.efficient.quantization.reconstruction.part import part_of
 from iec.efficient.quantization.reconstruction.record import UnitRecord
+from iec.efficient.quantization.reconstruction.roles import (
+    REENTERED,
+    Reentry,
+    roles_of,
+    samples_of,
+    trained_units,
+)
 from iec.efficient.quantization.reconstruction.rows import join
 from iec.efficient.quantization.reconstruction.samples import Samples
 from iec.efficient.quantization.reconstruction.training import Task, train
-from iec.efficient.quantization.reconstruction.twin import Call, Question, Reentry, suspended_pass, twin_of
+from iec.efficient.quantization.reconstruction.twin import Call, Question, suspended_pass, twin_of
 from iec.efficient.quantization.reconstruction.units import frozen_copy, units_of
 from iec.method.clock import Clock
 from iec.storage.fingerprint import tensors_fingerprint
-
-BEFORE, SKIPPED, REENTERED = 0, 1, 2
 
 
 def reconstruct(
@@ -60,12 +65,9 @@ def reconstruct(
         student, covered, plan.weights, plan.activations, plan.num_steps, plan.reconstructed
     ).layers
     units = units_of(teacher, layers, config.granularity)
-    roles = {unit: BEFORE if reentry is None else reentry.roles[own[0]] for unit, own in units.items()}
-    only_reentered = reentry is not None and plan.config.weights == 8
-    trained = [unit for unit, role in roles.items() if role == REENTERED or not only_reentered]
+    roles = roles_of(units, reentry)
+    trained = trained_units(roles, reentry, plan.config.weights)
     batches = samples.batches(config.batch_size)
-    everything = torch.arange(len(samples), device=samples.steps.device)
-    on_full = everything if reentry is None else everything[~reentry.cached]
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         twin = twin_of(student, units, reentry)
@@ -75,9 +77,8 @@ def reconstruct(
         stack.enter_context(Clock(plan.num_steps))
         questions: list[Question | None] = [one.advance() for one in passes]
         while questions[0] is not None:
-            task = _task(questions, batches, samples, teacher)
             name = questions[0].unit
-            task.rows = on_full if roles[name] == SKIPPED else everything
+            task = _task(questions, batches, samples, teacher, samples_of(roles[name], samples.steps, reentry))
             if name in trained and name not in finished.parts and len(task.rows):
                 unit = student.get_submodule(name)
                 found, record = _improved(unit, name, task, config, roles[name], trained.index(name))
@@ -100,13 +101,15 @@ def count_units(network: nn.Module, config: QuantizationConfig) -> int:
     return len(units_of(network, layers, config.reconstruction.granularity))
 
 
-def _task(questions: Sequence[Any], batches: Sequence[slice], samples: Samples, teacher: nn.Module) -> Task:
+def _task(
+    questions: Sequence[Any], batches: Sequence[slice], samples: Samples, teacher: nn.Module, rows: torch.Tensor
+) -> Task:
     """What the float unit gives for all batches, as the task of the quantized one."""
     unit = teacher.get_submodule(questions[0].unit)
     target = torch.cat([unit(*question.teacher.args, **question.teacher.kwargs) for question in questions])
-    counts = [rows.stop - rows.start for rows in batches]
+    counts = [batch.stop - batch.start for batch in batches]
     args, kwargs = join([(question.student.args, question.student.kwargs) for question in questions], counts)
-    return Task(Call(args, kwargs), target, samples.steps, torch.arange(len(samples)))
+    return Task(Call(args, kwargs), target, samples.steps, rows)
 
 
 def _improved(
@@ -131,5 +134,5 @@ def _identity(plan: QuantizationPlan, samples: Samples, reentry: Reentry | None)
         "config": asdict(plan.config),
         "grids": tensors_fingerprint(plan.tensors()),
         "samples": tensors_fingerprint(tensors),
-        "roles": None if reentry is None else reentry.roles,
+        "roles": None if reentry is None else dict(reentry.roles),
     }

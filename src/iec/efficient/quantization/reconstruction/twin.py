@@ -13,6 +13,7 @@ from torch import nn
 
 from iec.efficient.quantization.attention import OperandProcessor
 from iec.efficient.quantization.network import replace_modules
+from iec.efficient.quantization.reconstruction.roles import Reentry
 from iec.efficient.quantization.reconstruction.rows import map_rows, take
 from iec.efficient.quantization.reconstruction.samples import Samples
 from iec.efficient.quantization.reconstruction.suspending import Suspended, ask
@@ -35,20 +36,6 @@ class Question:
     unit: str
     student: Call
     teacher: Call
-
-
-@dataclass(frozen=True)
-class Reentry:
-    """What a cache changes for the student.
-
-    resnet: the name of the block where cached steps re-enter. main [N, C, H, W]: what takes the place of its main input
-    in the samples at cached steps, which `cached` [N] tells. roles: of every layer that may be quantized, by name.
-    """
-
-    resnet: str
-    main: torch.Tensor
-    cached: torch.Tensor
-    roles: dict[str, int]
 
 
 def twin_of(student: nn.Module, units: Iterable[str], reentry: Reentry | None) -> Any:
