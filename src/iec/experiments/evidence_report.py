@@ -172,9 +172,12 @@ def evidence_markdown(sections: Sequence[Section], config: EvidenceConfig, size:
             _summary(section),
             to_markdown(evidence_table(section)),
         ]
-        parts += [_listed("What correction does to each system", corrections(section))]
-        parts += [_listed("Correction against the best uncorrected row that costs no more", equal_cost(section))]
-        parts += [_listed("The techniques themselves", claims(section))]
+        for title, found in (
+            ("What correction does to each system", corrections(section)),
+            ("Correction against the best uncorrected row that costs no more", equal_cost(section)),
+            ("The techniques themselves", claims(section)),
+        ):
+            parts += [_listed(title, found)] if found else []
         if section is sections[0]:
             parts += ["![The same seeds in every row](efficient-models.png)"]
         parts += [f"![KD-cifar against cost](efficient-models-T{section.part.num_steps}.svg)"]
