@@ -9,12 +9,15 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_models import ddim_pipe, tiny_unet
+from tiny_models import ddim_pipe, seeded, tiny_unet
 
 import iec
-from iec.efficient import DeepCacheConfig
+from iec.efficient import CacheQuantConfig, DeepCacheConfig, QuantizationConfig, calibrate
+from iec.evaluation import sampling
+from iec.evaluation.cost import evaluation_cost
 from iec.evaluation.processes import ALONE, Share
 from iec.evaluation.sampling import sample_to_folder
+from iec.models.fixed_heads import FixedHeadsUNet2DModel
 
 
 def digests(folder):
@@ -37,6 +40,23 @@ def test_the_record_holds_settings_seeds_and_cost(tmp_path):
     fraction = record["cost"]["cached_evaluation_in_full"]
     assert record["cost"]["cost_per_image"] == pytest.approx(4 + 2 * fraction, abs=1e-3)
     assert len(digests(tmp_path)) == 6
+
+
+@pytest.mark.parametrize("config", [DeepCacheConfig(2, schedule="dps"), QuantizationConfig(), CacheQuantConfig(2)])
+def test_the_cost_of_an_applied_plan_is_reported(tmp_path, config):
+    calibrate(ddim_pipe(tiny_unet()), config, 4, samples=2).save_pretrained(tmp_path / "plan")
+    sample(tmp_path / "out", technique=tmp_path / "plan")
+    cost = json.loads((tmp_path / "out" / "sampling.json").read_text())["cost"]
+    assert cost["full_evaluation_multiply_adds"] == evaluation_cost(tiny_unet()).full
+    assert (cost["cached_evaluation_in_full"] < 1) is not isinstance(config, QuantizationConfig)
+
+
+def test_the_cost_of_a_class_of_ours_is_reported_and_of_a_network_that_needs_classes_it_is_not(tmp_path):
+    settings = {name: value for name, value in tiny_unet().config.items() if not name.startswith("_")}
+    ours = ddim_pipe(seeded(FixedHeadsUNet2DModel(num_attention_heads=2, **settings)))
+    record = sample_to_folder(ours, tmp_path / "ours", 2, 2).to_dict()
+    assert record["cost"]["cost_per_image"] == 2
+    assert sampling._cost(tiny_unet(num_class_embeds=3), 2) is None
 
 
 def test_a_lost_image_and_leftovers_are_made_good_on_resumption(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, UNet2DModel
 
 from iec.efficient import DeepCacheConfig, apply
 from iec.evaluation.cost import EvaluationCost, evaluation_cost
@@ -103,4 +103,5 @@ def _inputs(prompt: str | list[str] | None) -> dict[str, Any]:
 
 def _cost(network: torch.nn.Module, num_steps: int) -> EvaluationCost | None:
     """Only the input of an unconditional network can be made up; of any other the cost is not measured."""
-    return evaluation_cost(network, num_steps) if type(network).__name__ == "UNet2DModel" else None
+    is_unconditional = isinstance(network, UNet2DModel) and network.class_embedding is None
+    return evaluation_cost(network, num_steps) if is_unconditional and network.config.sample_size else None
