@@ -6,14 +6,33 @@ evaluation, inside which nothing is recorded.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
 
 
+class _Call:
+    """What both kinds of events are: a call, whose tensors are looked for once."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+    @cached_property
+    def given(self) -> list[torch.Tensor]:
+        """The tensors among its arguments."""
+        return tensors_in((self.args, self.kwargs))
+
+    @cached_property
+    def made(self) -> list[torch.Tensor]:
+        """The tensors of its output."""
+        return tensors_in(self.output)
+
+
 @dataclass(frozen=True, eq=False)
-class Operation:
+class Operation(_Call):
     """One torch function that the pipeline called."""
 
     function: Callable[..., Any]
@@ -21,14 +40,14 @@ class Operation:
     kwargs: dict[str, Any]
     output: Any
 
-    @property
+    @cached_property
     def overwritten(self) -> torch.Tensor | None:
         """The tensor that the function wrote into, if it is one that writes in place."""
         return overwritten_by(self.function, self.args, self.kwargs)
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
+class Evaluation(_Call):
     """One call of a network component; `call` is the component without the recording hook.
 
     inputs, outputs: its tensors with the values that they had at the call. They are the tensors of `args`, `kwargs`

@@ -18,10 +18,10 @@ def depends(events: Sequence[Event], source: torch.Tensor, target: torch.Tensor)
     reached = {id(source)}
     after_evaluation: set[int] = set()
     for event in events:
-        inputs = {id(tensor) for tensor in tensors_in((event.args, event.kwargs))}
+        inputs = {id(tensor) for tensor in event.given}
         if not inputs & reached or event.output is source:
             continue
-        outputs = {id(tensor) for tensor in tensors_in(event.output)}
+        outputs = {id(tensor) for tensor in event.made}
         if isinstance(event, Operation) and event.overwritten is not None:
             outputs.add(id(event.overwritten))
         reached |= outputs
@@ -39,7 +39,7 @@ def replay(
     """
     new = {id(source): value}
     for event in events:
-        if event.output is source or not any(id(t) in new for t in tensors_in((event.args, event.kwargs))):
+        if event.output is source or not any(id(t) in new for t in event.given):
             continue
         if isinstance(event, Operation):
             overwritten = event.overwritten
@@ -48,7 +48,7 @@ def replay(
             output = event.function(*_substitute(event.args, new), **_substitute(event.kwargs, new))
         else:
             output = evaluate(event, _substitute(event.args, new), _substitute(event.kwargs, new))
-        for recorded, replayed in zip(tensors_in(event.output), tensors_in(output), strict=True):
+        for recorded, replayed in zip(event.made, tensors_in(output), strict=True):
             new[id(recorded)] = replayed
     return new[id(target)]
 

@@ -43,7 +43,7 @@ def find_source(events: Sequence[Event], sample: torch.Tensor, target: torch.Ten
         id(tensor): event
         for event in events
         if isinstance(event, Operation) and event.overwritten is None
-        for tensor in tensors_in(event.output)
+        for tensor in event.made
         if not (event.args and tensor is event.args[0])  # a cast or copy that returned its own argument made nothing
     }
     chain: list[Operation] = []
@@ -75,6 +75,6 @@ def _places(tensor: torch.Tensor, sample: torch.Tensor, chain: Sequence[Operatio
             output = first
         else:
             output = operation.function(first, *operation.args[1:], **operation.kwargs)
-        for recorded, gathered in zip(tensors_in(operation.output), tensors_in(output), strict=True):
+        for recorded, gathered in zip(operation.made, tensors_in(output), strict=True):
             indices[id(recorded)] = gathered
     return indices[id(sample)]
