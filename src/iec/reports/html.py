@@ -1,8 +1,6 @@
-"""A report as one HTML file that needs nothing else: no network, no scripts, no fonts."""
+"""A report as one HTML file that needs nothing else: no network, no fonts, and no script but that of its sliders."""
 
-import base64
 import re
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -10,10 +8,11 @@ from importlib.resources import files
 from pathlib import Path
 from xml.etree import ElementTree
 
+from iec.reports.png import data_uri, png_size
+from iec.reports.slider import SliderSection, script_source, slider_html, slider_script, slider_style
 from iec.reports.table import Column, Row, Table, groups
 from iec.storage.files import write_atomically
 
-_PNG = b"\x89PNG\r\n\x1a\n"
 _READABLE = 560  # pixels below which a picture with labels scrolls rather than shrinks further
 _SHORT = 60  # characters of a fact that shares its line with others
 
@@ -43,8 +42,7 @@ class PictureSection:
     caption: str = ""
 
     def __post_init__(self) -> None:
-        if not self.png.startswith(_PNG) or len(self.png) < 24:
-            raise ValueError(f"The picture '{self.title}' is not a PNG file.")
+        png_size(self.png, self.title)
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class PlotSection:
             raise ValueError(f"The plot '{self.title}' is not a plain SVG element.")
 
 
-Section = TextSection | TableSection | PictureSection | PlotSection
+Section = TextSection | TableSection | PictureSection | PlotSection | SliderSection
 
 
 @dataclass(frozen=True)
@@ -82,14 +80,18 @@ def to_html(report: Report) -> str:
     if report.facts:
         sections.append(_facts(report.facts))
     lead = "".join(f"<p>{escape(text)}</p>\n" for text in report.lead)
+    policy, end = "default-src 'none'; img-src data:; style-src 'unsafe-inline'", ""
+    if any(isinstance(section, SliderSection) for section in report.sections):
+        script = slider_script()
+        style += slider_style()
+        policy, end = f"{policy}; script-src {script_source(script)}", f"<script>{script}</script>\n"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         f"<title>{escape(report.title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        f"<header>\n<h1>{escape(report.title)}</h1>\n{lead}</header>\n{''.join(sections)}</main>\n</body>\n</html>\n"
+        f"<header>\n<h1>{escape(report.title)}</h1>\n{lead}</header>\n{''.join(sections)}</main>\n{end}</body>\n</html>\n"
     )
 
 
@@ -120,6 +122,8 @@ def _section(section: Section, name: str) -> str:
         return _wrap(section.table.title, _table(section.table))
     if isinstance(section, PictureSection):
         return _wrap(section.title, _figure(_picture(section), section.caption))
+    if isinstance(section, SliderSection):
+        return _wrap(section.title, _figure(slider_html(section), section.caption))
     return _wrap(section.title, _figure(_plot(section, name), section.caption))
 
 
@@ -134,10 +138,9 @@ def _figure(body: str, caption: str) -> str:
 
 
 def _picture(section: PictureSection) -> str:
-    width, height = struct.unpack(">II", section.png[16:24])
-    data = base64.b64encode(section.png).decode("ascii")
+    width, height = png_size(section.png, section.title)
     return (
-        f'<div class="scroll card" tabindex="0"><img src="data:image/png;base64,{data}" alt="{escape(section.alt)}" '
+        f'<div class="scroll card" tabindex="0"><img src="{data_uri(section.png)}" alt="{escape(section.alt)}" '
         f'width="{width}" height="{height}" style="min-width:{min(width, _READABLE)}px"></div>\n'
     )
 
