@@ -33,6 +33,7 @@ def test_caches(text, expected):
         ("none", None),
         ("paper", IECConfig.paper()),
         ("released", IECConfig.released()),
+        ("stable_diffusion", IECConfig(0.5, 1, "first")),
         ("relaxation=0.3,steps=edges:1/10", IECConfig(relaxation=0.3, steps="edges:1/10")),
         ("relaxation=1+0.5,steps=0+5+9", IECConfig(relaxation=(1.0, 0.5), num_iterations=2, steps=[0, 5, 9])),
         ("iterations=3,tolerance=1e-4,tolerance_mode=absolute", IECConfig(0.5, 3, "all", False, 1e-4, "absolute")),

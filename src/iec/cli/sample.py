@@ -11,6 +11,7 @@ from iec.cli.common import (
     BatchSize,
     Cache,
     CacheQuant,
+    Classes,
     Device,
     DType,
     Json,
@@ -38,7 +39,10 @@ def sample(
     cachequant: CacheQuant = None,
     plan: Annotated[Path | None, typer.Option(help="The folder of a plan that iec calibrate made.")] = None,
     correct: Annotated[
-        str | None, typer.Option(help="paper, released, or settings such as relaxation=0.5,steps=edges:1/10.")
+        str | None,
+        typer.Option(
+            help="A preset (paper, released, stable_diffusion) or settings such as relaxation=0.5,steps=edges:1/10."
+        ),
     ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder for the PNGs and sampling.json.")] = Path(
         "iec-samples"
@@ -48,6 +52,7 @@ def sample(
     spacing: Spacing = None,
     prompt: Prompt = None,
     prompts: Prompts = None,
+    classes: Classes = None,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads of this process; part of what decides the last bits.")
     ] = None,
@@ -64,6 +69,8 @@ def sample(
     import torch
 
     from iec.cli.prompts import prompt_inputs
+    from iec.evaluation.class_labels import class_inputs
+    from iec.evaluation.per_image import of_batch
     from iec.evaluation.processes import Share
     from iec.evaluation.sampling import require_sampling, sample_to_folder
     from iec.experiments.language import parse_correction, parse_one_technique
@@ -83,7 +90,8 @@ def sample(
     if plan is not None and technique is not None:
         raise ValueError("--plan already says what the model is: leave out --cache, --quantize and --cachequant.")
     pipe = load_pipeline(model, torch_dtype(dtype), share.device(device), spacing)
-    require_sampling(pipe, images, steps, seed, batch_size, correction, inputs.get("prompt"))
+    inputs |= class_inputs(pipe, classes, seed)
+    require_sampling(pipe, images, steps, seed, batch_size, correction, inputs)
     with progress("images", shown=share.rank == 0) as bar:
         task = bar.add_task("sampling", total=images)
         used: DeepCacheConfig | Path | None = plan
@@ -109,7 +117,7 @@ def sample(
             batch_size=batch_size,
             technique=used,
             correction=correction,
-            prompt=inputs.get("prompt"),
+            inputs=inputs,
             share=share,
             on_progress=lambda done: bar.update(task, completed=done),
         )

@@ -14,6 +14,11 @@ from iec.method.config import IECConfig
 _CACHE_FIELDS = {"branch": int, "schedule": str, "centre": int, "power": float}
 _QUANTIZATION_FIELDS = {"softmax": int, "first_last": int, "steps_per_group": int, "storage": str}
 _CACHEQUANT_FIELDS = {"branch": int, "schedule": str, "storage": str}
+_PRESETS = {
+    "paper": IECConfig.paper,
+    "released": IECConfig.released,
+    "stable_diffusion": IECConfig.stable_diffusion,
+}
 _CORRECTION_NAMES = {
     "relaxation": "relaxation",
     "iterations": "num_iterations",
@@ -90,11 +95,14 @@ def parse_one_technique(cache: str | None, quantize: str | None, cachequant: str
 
 
 def parse_correction(text: str | None) -> IECConfig | None:
-    """`paper`, `released`, `none`, or settings such as `relaxation=1+0.5,iterations=2,steps=0+5+9`; None: none."""
+    """A preset's name, `none`, or settings such as `relaxation=1+0.5,iterations=2,steps=0+5+9`; None: none.
+
+    The presets are `paper`, `released` and `stable_diffusion`.
+    """
     if text is None or text == "none":
         return None
-    if text in ("paper", "released"):
-        return IECConfig.paper() if text == "paper" else IECConfig.released()
+    if text in _PRESETS:
+        return _PRESETS[text]()
     settings: dict[str, Any] = {}
     for key, value in map(_pair, text.split(",")):
         if key not in _CORRECTION_NAMES:

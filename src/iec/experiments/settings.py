@@ -45,7 +45,7 @@ class Setting:
         Of a schedule that calibration finds, only the number of full steps is known: they count as if evenly spread.
         """
         full_steps = frozenset(range(0, self.num_steps, self.interval))
-        if isinstance(self.technique, DeepCacheConfig) and self.technique.schedule in ("centred", "power"):
+        if isinstance(self.technique, DeepCacheConfig) and not self.technique.searches:
             full_steps = frozenset(self.technique.full_steps(self.num_steps))
         full, cached = len(full_steps), self.num_steps - len(full_steps)
         if self.correction is not None:

@@ -20,6 +20,12 @@ def test_the_centred_vectors(case):
     assert list(centred_schedule(*case)) == CENTRED[case]
 
 
+def test_plms_counts_calls():
+    # Stable Diffusion with T = 50 makes 51 calls (spec 2.4: {0} and {1 + N, 1 + 2N, ...} up to T).
+    assert DeepCacheConfig(5, schedule="plms").full_steps(51) == (0, 6, 11, 16, 21, 26, 31, 36, 41, 46)
+    assert DeepCacheConfig(5, schedule="plms").full_steps(52)[-1] == 51
+
+
 def test_the_power_vector():
     expected = [0, 5, 15, 27, 42, 59, 78, 98, 120, 144, 168, 194, 221]
     assert list(power_schedule(250, 20)) == expected
@@ -98,6 +104,8 @@ def test_no_schedule_is_refused_without_a_power_above_1():
         (DeepCacheConfig(10, schedule="centred"), (0, 9, 17, 26, 37)),
         (DeepCacheConfig(5, schedule="centred", centre=15, power=1.4), tuple(CENTRED[50, 5, 15, 1.4])),
         (DeepCacheConfig(5, schedule="power", power=1.5), power_schedule(50, 5, 1.5)),
+        (DeepCacheConfig(7, schedule="plms"), (0, 8, 15, 22, 29, 36, 43)),
+        (DeepCacheConfig(49, schedule="plms"), (0,)),
         (DeepCacheConfig(50), (0,)),
         (DeepCacheConfig(1), tuple(range(50))),
     ],

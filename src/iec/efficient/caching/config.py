@@ -2,12 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from iec.efficient.caching.dps import require_interval
-from iec.efficient.caching.schedules import centred_schedule, power_schedule, uniform_schedule
+from iec.efficient.caching.schedules import centred_schedule, plms_schedule, power_schedule, uniform_schedule
 
-Schedule = Literal["uniform", "centred", "power", "dps"]
+Schedule = Literal["uniform", "plms", "centred", "power", "dps"]
 
 
 class CacheSettings(Protocol):
@@ -46,7 +46,7 @@ class DeepCacheConfig:
     interval: N, on average every N-th step is full.
     branch: the encoder entry at which a cached step turns back (0: the input convolution); None: the model's default,
         for `UNet2DModel` the first downsampler, for `UNet2DConditionModel` 1.
-    schedule: `uniform`, `centred` (densest around step `centre`, by `power`), `power` (densest at the start), or `dps`
+    schedule: `uniform`, `plms` (uniform from the second call on), `centred` (densest around step `centre`, by `power`), `power` (densest at the start), or `dps`
         (found by calibration).
 
     Raises ValueError or TypeError for an interval below 1, a negative branch, or an unknown schedule.
@@ -71,8 +71,8 @@ class DeepCacheConfig:
             raise ValueError(f"interval must be at least 1, but is {self.interval}.")
         if self.branch is not None and self.branch < 0:
             raise ValueError(f"branch must not be negative, but is {self.branch}.")
-        if self.schedule not in ("uniform", "centred", "power", "dps"):
-            raise ValueError(f"Unknown schedule '{self.schedule}': use uniform, centred, power or dps.")
+        if self.schedule not in get_args(Schedule):
+            raise ValueError(f"Unknown schedule '{self.schedule}': use {', '.join(get_args(Schedule))}.")
 
     @property
     def searches(self) -> bool:
@@ -109,6 +109,8 @@ class DeepCacheConfig:
             return tuple(range(num_steps))
         if self.schedule == "centred":
             return centred_schedule(num_steps, self.interval, self.centre, self.power)
+        if self.schedule == "plms":
+            return plms_schedule(num_steps, self.interval)
         if self.schedule == "power":
             return power_schedule(num_steps, self.interval, self.power)
         return uniform_schedule(num_steps, self.interval)

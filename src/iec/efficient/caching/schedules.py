@@ -12,6 +12,11 @@ def uniform_schedule(num_steps: int, interval: int) -> tuple[int, ...]:
     return tuple(range(0, num_steps, interval))
 
 
+def plms_schedule(num_steps: int, interval: int) -> tuple[int, ...]:
+    """0, 1 + N, 1 + 2N, ...: uniform for PLMS, whose first timestep takes the first two calls (CacheQuant on SD)."""
+    return (0, *range(1 + interval, num_steps, interval))
+
+
 def centred_schedule(num_steps: int, interval: int, centre: int = 15, power: float = 1.4) -> tuple[int, ...]:
     """ceil(T/N) full steps, densest around step `centre`; the larger `power`, the denser (DeepCache, non-uniform).
 
