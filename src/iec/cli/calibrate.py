@@ -11,6 +11,7 @@ from iec.cli.common import (
     BatchSize,
     Cache,
     CacheQuant,
+    Classes,
     Device,
     DType,
     Json,
@@ -39,6 +40,7 @@ def calibrate(
     spacing: Spacing = None,
     prompt: Prompt = None,
     prompts: Prompts = None,
+    classes: Classes = None,
     device: Device = "cpu",
     dtype: DType = "float32",
     as_json: Json = False,
@@ -49,6 +51,8 @@ def calibrate(
     """
     from iec.cli.prompts import prompt_inputs
     from iec.efficient import calibrate as calibrated
+    from iec.evaluation.class_labels import class_inputs
+    from iec.evaluation.per_image import listed
     from iec.experiments.language import parse_one_technique
     from iec.models.loading import load_pipeline
     from iec.storage.files import folder_bytes, require_writable
@@ -58,6 +62,7 @@ def calibrate(
         raise ValueError("Nothing to calibrate: give --quantize, --cachequant, or --cache with schedule=dps.")
     inputs = prompt_inputs(prompt, prompts)
     pipe = load_pipeline(model, torch_dtype(dtype), device, spacing)
+    inputs |= listed(class_inputs(pipe, classes, seed), samples)
     require_writable(output.parent)
     began = time.perf_counter()
     with progress("trajectories") as bar:

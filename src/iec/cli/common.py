@@ -35,6 +35,9 @@ CacheQuant = Annotated[
 ]
 Prompt = Annotated[str | None, typer.Option(help="The prompt of a text-to-image pipeline.")]
 Prompts = Annotated[Path | None, typer.Option(help="A file of prompts, one a line, used in turn.")]
+Classes = Annotated[
+    str | None, typer.Option(help="Of a class-conditional pipeline: 207, 1+5+9 (in turn), all (in turn), or random.")
+]
 Spacing = Annotated[
     str | None,
     typer.Option(help="quad, uniform, linspace, or scheduler (the pipeline's own); quad for the embedded model."),

@@ -70,7 +70,7 @@ def sample(
 
     from iec.cli.prompts import prompt_inputs
     from iec.evaluation.class_labels import class_inputs
-    from iec.evaluation.per_image import of_batch
+    from iec.evaluation.per_image import listed
     from iec.evaluation.processes import Share
     from iec.evaluation.sampling import require_sampling, sample_to_folder
     from iec.experiments.language import parse_correction, parse_one_technique
@@ -104,7 +104,7 @@ def sample(
                 require_writable(output)
             # Of several processes one calibrates, and the others wait for its plan.
             with exclusive(output / ".plan.lock") if needs_plan(technique) else nullcontext():
-                used = planned(pipe, technique, steps, output / "plan", inputs, on_calibration)
+                used = planned(pipe, technique, steps, output / "plan", listed(inputs, 64), on_calibration)
         bar.reset(task, description="sampling", total=images)
         folder = sample_to_folder(
             pipe,

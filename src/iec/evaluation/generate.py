@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
+from iec.evaluation.per_image import of_batch
 from iec.method.config import IECConfig
 from iec.method.noise import IMAGES_PER_SEED, MAX_SEED, image_generator
 from iec.method.summary import Summary
@@ -44,8 +45,8 @@ def generate(
     """Sample `num_images` images, batch by batch; `skip` names batches that are done already.
 
     The last batch is padded with the images that would come next, so that every batch is computed alike.
-    inputs: further arguments of the pipeline's call; a prompt is repeated for every image, and of a list image i takes
-    entry i, in turn.
+    inputs: further arguments of the pipeline's call; a prompt is repeated for every image, of a list image i takes
+    entry i, in turn, and a `PerImage` says what each takes.
     Raises ValueError or TypeError for bad settings, or for inputs that the pipeline needs and did not get, before
     anything is sampled.
     """
@@ -87,7 +88,7 @@ def _batches(
         began = time.perf_counter()
         with enabled(pipe, config):
             output = pipe(
-                **_of_batch(arguments, range(start, start + batch_size)),
+                **of_batch(arguments, range(start, start + batch_size)),
                 generator=generators,
                 num_inference_steps=num_steps,
                 output_type="np",
@@ -111,17 +112,6 @@ def _call_arguments(pipe: DiffusionPipeline, batch_size: int, inputs: dict[str, 
     if "prompt" not in inputs and "batch_size" in parameters:
         inputs["batch_size"] = batch_size
     return inputs
-
-
-def _of_batch(arguments: dict[str, Any], indices: range) -> dict[str, Any]:
-    """The arguments of one call: of a list, the entries of its images in turn; a prompt for each of them."""
-    lists = {
-        name: [value] if name == "prompt" and isinstance(value, str) else value for name, value in arguments.items()
-    }
-    return {
-        name: [value[i % len(value)] for i in indices] if isinstance(value, list) else value
-        for name, value in lists.items()
-    }
 
 
 def _to_uint8(images: Any) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Sampling into a folder: what `iec sample` does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from iec.efficient import DeepCacheConfig, apply
 from iec.evaluation.cost import EvaluationCost, evaluation_cost
 from iec.evaluation.generate import Batch, generate
 from iec.evaluation.image_folder import ImageFolder
+from iec.evaluation.per_image import recorded
 from iec.evaluation.processes import ALONE, Share
 from iec.method.config import IECConfig
 from iec.method.steps import select_steps
 from iec.runtime import network_of
-from iec.storage.fingerprint import fingerprint, folder_digest, texts_digest
+from iec.storage.fingerprint import fingerprint, folder_digest
 
 
 def sample_to_folder(
@@ -31,7 +32,7 @@ def sample_to_folder(
     batch_size: int = 64,
     technique: DeepCacheConfig | Path | None = None,
     correction: IECConfig | None = None,
-    prompt: str | list[str] | None = None,
+    inputs: Mapping[str, Any] | None = None,
     share: Share = ALONE,
     on_batch: Callable[[Batch], None] = lambda batch: None,
     on_progress: Callable[[int], None] = lambda images: None,
@@ -39,13 +40,13 @@ def sample_to_folder(
     """Sample `num_images` images into `folder`, or the rest of them where an earlier run was interrupted.
 
     model, spacing: as they were loaded, for the record. technique: a cache, or the folder of a calibrated plan.
-    prompt: one for all images, or a list that they take in turn. share: which batches this process takes, of several
-    that are called alike and write to one folder; the last of them to finish sets the folder's `complete`.
+    inputs: as of `generate`, such as prompts. share: which batches this process takes, of several that are called alike
+    and write to one folder; the last of them to finish sets the folder's `complete`.
     on_progress(images): how many are there, of all processes, at the start and after every batch.
     Raises ValueError or TypeError for bad settings, an unwritable folder, or a folder of another run, before anything
     is sampled.
     """
-    require_sampling(pipe, num_images, num_steps, seed, batch_size, correction, prompt)
+    require_sampling(pipe, num_images, num_steps, seed, batch_size, correction, inputs)
     network = network_of(pipe)
     weights = fingerprint(network)
     if isinstance(technique, DeepCacheConfig):
@@ -62,7 +63,7 @@ def sample_to_folder(
         "cache": asdict(technique) if isinstance(technique, DeepCacheConfig) else None,
         "plan": folder_digest(technique) if isinstance(technique, Path) else None,
         "correction": None if correction is None else correction.to_dict(),
-        "prompt": prompt if isinstance(prompt, str | None) else f"{len(prompt)} prompts, {texts_digest(prompt)}",
+        **recorded(inputs or {}),
         "dtype": str(next(network.parameters()).dtype).removeprefix("torch."),
         "device": next(network.parameters()).device.type,
         "threads": torch.get_num_threads(),
@@ -73,7 +74,7 @@ def sample_to_folder(
     on_progress(output.count(done))
     others = {number for number in range(output.num_batches) if not share.takes(number)}
     skipped = done | others
-    for batch in generate(pipe, num_images, num_steps, seed, batch_size, correction, skipped, _inputs(prompt)):
+    for batch in generate(pipe, num_images, num_steps, seed, batch_size, correction, skipped, inputs):
         output.add(batch)
         on_batch(batch)
         on_progress(output.count(done | output.recorded()))
@@ -88,20 +89,18 @@ def require_sampling(
     seed: int = 0,
     batch_size: int = 64,
     correction: IECConfig | None = None,
-    prompt: str | list[str] | None = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> None:
     """Raise ValueError or TypeError for settings that `sample_to_folder` refuses, before a folder is touched."""
     if correction is not None and correction.num_iterations and num_steps > 0:
         select_steps(correction.steps, num_steps)
     # Nothing is sampled before the first `next`.
-    generate(pipe, num_images, num_steps, seed, batch_size, correction, inputs=_inputs(prompt))
-
-
-def _inputs(prompt: str | list[str] | None) -> dict[str, Any]:
-    return {} if prompt is None else {"prompt": prompt}
+    generate(pipe, num_images, num_steps, seed, batch_size, correction, inputs=inputs)
 
 
 def _cost(network: torch.nn.Module, num_steps: int) -> EvaluationCost | None:
     """Only the input of an unconditional network can be made up; of any other the cost is not measured."""
-    is_unconditional = isinstance(network, UNet2DModel) and network.class_embedding is None
-    return evaluation_cost(network, num_steps) if is_unconditional and network.config.sample_size else None
+    config: Any = network.config
+    if not isinstance(network, UNet2DModel) or network.class_embedding is not None or config.sample_size is None:
+        return None
+    return evaluation_cost(network, num_steps)
