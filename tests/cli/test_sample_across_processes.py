@@ -86,6 +86,8 @@ LAUNCHERS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_launched_killed_and_launched_again_two_processes_make_the_bytes_of_one(iec, model, tmp_path, launcher):
+    pytest.importorskip(LAUNCHERS[launcher].split(".")[0], reason="the launcher of the extra dist is not installed")
+
     def launch(out):
         command = [sys.executable, "-m", *LAUNCHERS[launcher].split(), "-m", "iec", *arguments(model, out, images=60)]
         environment = {name: value for name, value in os.environ.items() if "RANK" not in name}
