@@ -1,22 +1,19 @@
 """Quality against cost as an SVG picture, through matplotlib's objects and none of its global state."""
 
-import io
 import math
-import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-import matplotlib.style
 from matplotlib import patheffects
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from iec.reports.labels import Box, place_labels
+from iec.reports.svg import FAINT, INK, dress, plot_style, svg_element
 
 Better = Literal["lower", "higher"]
 Looks = dict[str, tuple[str, str]]
@@ -29,11 +26,9 @@ KINDS = {
     "corrected": ("#009E73", "D"),
 }
 _SPARE = (("#CC79A7", "v"), ("#E69F00", "P"), ("#56B4E9", "X"))
-_SETTINGS = {"svg.fonttype": "path", "svg.hashsalt": "iec", "font.size": 10.0, "axes.edgecolor": "#999999"}
 _WIDTH, _HEIGHT, _LINE = 7.2, 3.9, 0.215  # the figure without its key, and a line of the key, in inches
 _LEFT, _RIGHT, _TOP, _BOTTOM = 0.75, 0.2, 0.45, 0.6  # around the axes, in inches
 _SHORT, _LONG = 36, 80  # characters of a label in half the key and in all of it
-_INK, _FAINT = "#222222", "#777777"
 
 
 @dataclass(frozen=True)
@@ -102,8 +97,7 @@ def quality_cost_plot(
         raise ValueError("A plot of quality against cost needs at least one point.")
     looks = _looks(points)
     numbered = sorted(points, key=lambda point: (list(looks).index(point.kind), point.cost))
-    with matplotlib.style.context("default"):
-        matplotlib.rcParams.update(_SETTINGS)
+    with plot_style():
         key = _key_columns(numbered)
         height = _HEIGHT + _LINE * (max(map(len, key)) + 1.5)
         figure = Figure(figsize=(_WIDTH, height), dpi=72)
@@ -115,7 +109,7 @@ def quality_cost_plot(
         _draw_points(axes, numbered, looks, front)
         _draw_numbers(axes, numbered, looks, front)
         _draw_key(figure, key, looks)
-        return _svg(figure)
+        return svg_element(figure)
 
 
 def _looks(points: Sequence[Point]) -> Looks:
@@ -132,18 +126,15 @@ def _draw_axes(axes: Axes, value_label: str, cost_label: str, better: Better) ->
     title = f"{value_label} ({better} is better)"
     # `parse_math` off everywhere: a dollar sign in a user's label is only a dollar sign.
     offset = -(_LEFT - 0.1) * 72
-    axes.annotate(title, (0, 1), (offset, 10), "axes fraction", "offset points", color=_INK, parse_math=False)
-    axes.set_xlabel(cost_label, color=_INK, parse_math=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=_FAINT, labelcolor=_INK)
-    axes.grid(color="#e8e8e8", linewidth=0.8)
-    axes.set_axisbelow(True)
+    axes.annotate(title, (0, 1), (offset, 10), "axes fraction", "offset points", color=INK, parse_math=False)
+    axes.set_xlabel(cost_label, color=INK, parse_math=False)
+    dress(axes)
     axes.margins(0.07, 0.1)
 
 
 def _draw_points(axes: Axes, points: Sequence[Point], looks: Looks, front: Sequence[Point]) -> None:
     # A step, not a slope: between two settings there is none, so the cheaper one is the best on offer.
-    axes.step([p.cost for p in front], [p.value for p in front], where="post", color=_FAINT, linewidth=0.9, zorder=2)
+    axes.step([p.cost for p in front], [p.value for p in front], where="post", color=FAINT, linewidth=0.9, zorder=2)
     for point in points:
         colour, marker = looks[point.kind]
         axes.errorbar(
@@ -231,15 +222,7 @@ def _draw_key(figure: Figure, columns: Sequence[Sequence[_KeyLine]], looks: Look
                 spot = ([(left + 0.1) / width], [1 - (y - 0.01) / height])
                 figure.add_artist(Line2D(*spot, color=colour, marker=marker, markersize=6, linestyle="none"))
                 write(left + 0.42, y, str(line.number), color=colour, fontweight="bold", fontsize=9.5, ha="right")
-            write(left + 0.52, y, line.text, color=_INK, fontsize=9.5)
+            write(left + 0.52, y, line.text, color=INK, fontsize=9.5)
     y = height - 0.14
-    figure.add_artist(Line2D([0.1 / width, 0.42 / width], [1 - y / height] * 2, color=_FAINT, linewidth=0.9))
-    write(0.52, y, "best value so far as the cost grows; bars are intervals", color=_FAINT, fontsize=9)
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    # Inside HTML, the XML declaration and the document type that matplotlib writes have no place.
-    text = re.sub(r"<!--.*?-->\s*", "", buffer.getvalue(), flags=re.DOTALL)
-    return text[text.index("<svg") :].strip() + "\n"
+    figure.add_artist(Line2D([0.1 / width, 0.42 / width], [1 - y / height] * 2, color=FAINT, linewidth=0.9))
+    write(0.52, y, "best value so far as the cost grows; bars are intervals", color=FAINT, fontsize=9)
