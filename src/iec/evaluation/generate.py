@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 
 from iec.evaluation.per_image import of_batch
 from iec.method.config import IECConfig
-from iec.method.noise import IMAGES_PER_SEED, MAX_SEED, image_generator
+from iec.method.noise import CALIBRATION_OFFSET, IMAGES_PER_SEED, MAX_SEED, image_generator
 from iec.method.summary import Summary
 from iec.pipelines import enabled, summary
 from iec.runtime import call_parameters
@@ -41,12 +41,14 @@ def generate(
     correction: IECConfig | None = None,
     skip: frozenset[int] = frozenset(),
     inputs: Mapping[str, Any] | None = None,
+    calibration: bool = False,
 ) -> Iterator[Batch]:
     """Sample `num_images` images, batch by batch; `skip` names batches that are done already.
 
     The last batch is padded with the images that would come next, so that every batch is computed alike.
     inputs: further arguments of the pipeline's call; a prompt is repeated for every image, of a list image i takes
     entry i, in turn, and a `PerImage` says what each takes.
+    calibration: draw the images that no comparison judges, those of seed + 2000.
     Raises ValueError or TypeError for bad settings, or for inputs that the pipeline needs and did not get, before
     anything is sampled.
     """
@@ -65,7 +67,8 @@ def generate(
     if num_batches * batch_size > IMAGES_PER_SEED:
         raise ValueError(f"At most {IMAGES_PER_SEED} images can be drawn from one seed: use another seed for more.")
     arguments = _call_arguments(pipe, batch_size, dict(inputs or {}))
-    return _batches(pipe, num_images, num_steps, seed, batch_size, correction, skip, arguments)
+    drawn = seed + CALIBRATION_OFFSET if calibration else seed
+    return _batches(pipe, num_images, num_steps, drawn, batch_size, correction, skip, arguments)
 
 
 def _batches(

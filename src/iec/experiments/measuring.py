@@ -10,15 +10,20 @@ from diffusers import DiffusionPipeline
 from iec.experiments.plans import Calibration, Plans, digest, technique_settings
 from iec.experiments.results import ResultFolder, StoredRow
 from iec.experiments.rows import Sampled, sample_setting
+from iec.experiments.samplers.sampled_with import noise_schedule, with_solver
+from iec.experiments.samplers.sampling import PLAIN
 from iec.experiments.settings import Setting
+from iec.experiments.unconditional_model import load_unconditional
+from iec.method.noise import CALIBRATION_OFFSET
 from iec.models.loading import load_pipeline
 from iec.runtime import network_of
 from iec.storage.fingerprint import fingerprint
 
 
 class Measurements:
-    """The rows of the embedded model in `folder`, with the plans that they need.
+    """The rows of one model in `folder`, with the plans that they need.
 
+    model: as of `load_unconditional`; None for the embedded model.
     on_row(setting, seed, done): before each row; done says that it is there. on_images(images): after each batch.
     on_calibration(setting, done, total): while a plan is made.
     """
@@ -32,37 +37,58 @@ class Measurements:
         on_row: Callable[[Setting, int, bool], None] = lambda setting, seed, done: None,
         on_images: Callable[[int], None] = lambda images: None,
         on_calibration: Callable[[Setting, int, int], None] = lambda setting, done, total: None,
+        model: str | None = None,
     ) -> None:
+        self.model = model
         self.dtype, self.batch_size, self.on_row, self.on_images = dtype, batch_size, on_row, on_images
         self.rows = ResultFolder(folder / "rows")
         self.plans = Plans(calibration, folder / "plans", on_calibration, storage="packed")
 
-    def row(self, setting: Setting, images: int, seed: int, spacing: str = "quad") -> StoredRow:
-        """The row of these settings, sampled if it is not there."""
-        pipe = load_pipeline(dtype=getattr(torch, self.dtype), spacing=spacing)
-        key = digest(self._settings(pipe, setting, images, seed))
+    def row(
+        self, setting: Setting, images: int, seed: int, spacing: str = "quad", calibration: bool = False
+    ) -> StoredRow:
+        """The row of these settings, sampled if it is not there; calibration: as of `generate`."""
+        pipe = self.pipeline(setting, spacing)
+        drawn = seed + CALIBRATION_OFFSET if calibration else seed
+        key = digest(self._settings(pipe, setting, images, drawn, spacing))
         found = self.rows.find(key)
         self.on_row(setting, seed, found is not None)
         if found is not None:
             self.on_images(images)
             return found
-        sampled = sample_setting(pipe, setting, images, seed, self.batch_size, self.plans, self.on_images)
-        row = StoredRow(sampled.images, _record(setting, seed, sampled))
+        sampled = sample_setting(
+            pipe, setting, images, seed, self.batch_size, self.plans, self.on_images, calibration=calibration
+        )
+        row = StoredRow(sampled.images, _record(setting, drawn, sampled))
         self.rows.add(key, row)
         return row
 
     def find(self, setting: Setting, images: int, seed: int, spacing: str = "quad") -> StoredRow | None:
         """The row of these settings if it is there; nothing is sampled or calibrated."""
-        pipe = load_pipeline(dtype=getattr(torch, self.dtype), spacing=spacing)
+        pipe = self.pipeline(setting, spacing)
         if not self.plans.made(pipe, setting):
             return None
-        return self.rows.find(digest(self._settings(pipe, setting, images, seed)))
+        return self.rows.find(digest(self._settings(pipe, setting, images, seed, spacing)))
 
-    def _settings(self, pipe: DiffusionPipeline, setting: Setting, images: int, seed: int) -> dict[str, Any]:
-        """Everything that decides a row's bytes."""
+    def pipeline(self, setting: Setting, spacing: str = "quad") -> DiffusionPipeline:
+        """The model with the setting's solver."""
+        dtype = getattr(torch, self.dtype)
+        if self.model is None:
+            pipe = load_pipeline(dtype=dtype, spacing=spacing)
+        else:
+            pipe = load_unconditional(self.model, dtype, spacing)
+        return with_solver(pipe, setting.sampler)
+
+    def _settings(
+        self, pipe: DiffusionPipeline, setting: Setting, images: int, seed: int, spacing: str
+    ) -> dict[str, Any]:
+        """Everything that decides a row's bytes; what is as the embedded model's DDIM has it adds nothing."""
+        own: dict[str, Any] = {} if setting.sampler == PLAIN else {"sampler": setting.sampler.to_dict()}
+        if self.model is not None:
+            own["noise_schedule"] = noise_schedule(pipe.scheduler.config)
         return {
             "weights": fingerprint(network_of(pipe)),
-            "scheduler": pipe.scheduler.config.spacing,
+            "scheduler": spacing,
             "dtype": self.dtype,
             "num_steps": setting.num_steps,
             "technique": technique_settings(setting.technique),
@@ -72,6 +98,7 @@ class Measurements:
             "images": images,
             "batch_size": self.batch_size,
             "torch": torch.__version__,
+            **own,
         }
 
 
@@ -86,5 +113,6 @@ def _record(setting: Setting, seed: int, sampled: Sampled) -> dict[str, Any]:
         "model_bytes": sampled.model_bytes,
         "seconds": sampled.seconds,
         "processor_seconds": sampled.processor_seconds,
+        "peak_memory_mb": sampled.peak_memory_mb,
         "threads": torch.get_num_threads(),
     }

@@ -23,8 +23,10 @@ from iec.evaluation.cost import EvaluationCost, evaluation_cost
 from iec.evaluation.features import extract_features
 from iec.evaluation.generate import Batch, generate
 from iec.evaluation.kernel import KernelTerms, kernel_distance, kernel_terms, mean_kernel_within
+from iec.evaluation.memory import PeakMemory
 from iec.evaluation.psnr import mean_squared_error
 from iec.experiments.plans import Plans
+from iec.experiments.samplers.sampled_with import network_changed
 from iec.experiments.settings import Setting
 from iec.models.features import FeatureNetwork, Reference
 from iec.runtime import network_of
@@ -36,6 +38,7 @@ class Sampled:
 
     full, cached, cost: evaluations per image, and F + c C. seconds: wall time of them all. processor_seconds: the same
     in processor time, which other processes on the machine hardly change. model_bytes: of the network's tensors.
+    peak_memory_mb: of the process, all workers together; None where the system does not tell.
     """
 
     setting: Setting
@@ -46,6 +49,7 @@ class Sampled:
     seconds: float
     processor_seconds: float
     model_bytes: int
+    peak_memory_mb: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,16 +93,22 @@ def sample_setting(
     batch_size: int,
     plans: Plans,
     on_batch: Callable[[int], None] = lambda images: None,
+    calibration: bool = False,
 ) -> Sampled:
-    """Sample `num_images` images with one setting; `on_batch(images)` is told how many a batch made."""
+    """Sample `num_images` images with one setting, with whose solver `pipe` comes; `on_batch(images)` is told how many
+    a batch made. calibration: as of `generate`.
+    """
+    network = network_of(pipe)
     with plans.applied(pipe, setting):
-        unit, size = evaluation_cost(network_of(pipe), setting.num_steps), model_bytes(pipe)
-        began, worked = time.perf_counter(), time.process_time()
-        batches = generate_in_parallel(pipe, num_images, setting, seed, batch_size, on_batch)
-        seconds, processor_seconds = time.perf_counter() - began, time.process_time() - worked
+        unit, size = evaluation_cost(network, setting.num_steps), model_bytes(pipe)
+        with network_changed(network, setting.sampler, pipe.scheduler), PeakMemory(network) as memory:
+            began, worked = time.perf_counter(), time.process_time()
+            batches = generate_in_parallel(pipe, num_images, setting, seed, batch_size, on_batch, calibration)
+            seconds, processor_seconds = time.perf_counter() - began, time.process_time() - worked
     full, cached = batches[0].summary.full_evaluations, batches[0].summary.cached_evaluations
     images = torch.cat([batch.images for batch in batches])
-    return Sampled(setting, images, full, cached, unit.total(full, cached), seconds, processor_seconds, size)
+    cost = unit.total(full, cached)
+    return Sampled(setting, images, full, cached, cost, seconds, processor_seconds, size, memory.megabytes)
 
 
 def cached_evaluation_cost(pipe: DiffusionPipeline, cache: DeepCacheConfig) -> EvaluationCost:
@@ -117,6 +127,7 @@ def generate_in_parallel(
     seed: int,
     batch_size: int,
     on_batch: Callable[[int], None],
+    calibration: bool = False,
 ) -> list[Batch]:
     """All batches of a setting, by one worker of one thread per core: the same bytes whatever their number.
 
@@ -133,7 +144,8 @@ def generate_in_parallel(
         own = type(pipe)(pipe.unet, copy.deepcopy(pipe.scheduler))
         own.set_progress_bar_config(disable=True)
         done: list[Batch] = []
-        for batch in generate(own, num_images, setting.num_steps, seed, batch_size, setting.correction, skip):
+        arguments = (num_images, setting.num_steps, seed, batch_size, setting.correction, skip)
+        for batch in generate(own, *arguments, calibration=calibration):
             on_batch(len(batch.images))
             done.append(batch)
             if stopped.is_set():

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from iec.efficient import CacheQuantConfig, DeepCacheConfig, QuantizationConfig
 from iec.evaluation.cost import EvaluationCost
+from iec.experiments.samplers.sampling import PLAIN, Sampling
 from iec.method.config import IECConfig
 from iec.method.steps import select_steps
 
@@ -12,11 +13,15 @@ Technique = DeepCacheConfig | QuantizationConfig | CacheQuantConfig
 
 @dataclass(frozen=True)
 class Setting:
-    """A row of a comparison: the number of steps, what makes the model efficient (None: nothing), the correction."""
+    """A row of a comparison: the number of steps, what makes the model efficient (None: nothing), the correction.
+
+    sampler: what samples; with a solver other than DDIM, `num_steps` is the number of its evaluations.
+    """
 
     num_steps: int
     technique: Technique | None = None
     correction: IECConfig | None = None
+    sampler: Sampling = PLAIN
 
     @property
     def interval(self) -> int:
@@ -32,7 +37,7 @@ class Setting:
     @property
     def label(self) -> str:
         """How a report names it."""
-        name = f"{self.system}, T={self.num_steps}"
+        name = f"{self.system}, {self.sampler.describe(self.num_steps)}"
         return name if self.correction is None else f"{name} + {describe_correction(self.correction)}"
 
     def plain(self, interval: int) -> "Setting":
@@ -110,15 +115,15 @@ def describe(technique: Technique | None) -> str:
 def describe_correction(config: IECConfig) -> str:
     """How a report names a correction."""
     if not any(config.relaxations):
-        return "cache refresh only"
+        return "cache refresh only" + ("" if config.steps == "all" else f" {config.steps}")
     usual = config.num_iterations == 1 and config.relaxations == (0.5,)
     inner = "" if usual else f" K={config.num_iterations} lambda={'+'.join(f'{v:g}' for v in config.relaxations)}"
     return f"IEC {config.steps}{inner}"
 
 
 def _bits(config: QuantizationConfig) -> str:
-    reconstruction = getattr(config, "reconstruction", None)
-    return f"W{config.weights}A{config.activations}{'' if reconstruction is None else ' reconstructed'}"
+    reconstructed = "" if config.reconstruction is None else " reconstructed"
+    return f"W{config.weights}A{config.activations}{reconstructed}{' bias-corrected' if config.bias_correction else ''}"
 
 
 def _schedule(name: str, usual: str) -> str:
