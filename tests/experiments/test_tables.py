@@ -3,15 +3,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import PNDMScheduler
 from tiny_models import tiny_unet
 
 import iec
 from iec.efficient import DeepCacheConfig
 from iec.experiments import measuring
 from iec.experiments.plans import Calibration
+from iec.experiments.samplers.sampling import Sampling
 from iec.experiments.settings import Setting
-from iec.experiments.tables import System, full_precision, load_table, measure_table, table_names
-from iec.experiments.tables_report import judge_table, result_table, write_table
+from iec.experiments.tables import System, full_precision, load_table, load_tables, measure_table, table_names
+from iec.experiments.tables_report import JudgedTable, judge_table, result_table, write_table
+from iec.models.features import load_feature_network
 from iec.models.unconditional import UnconditionalPipeline
 from iec.runtime import SpacedDDIMScheduler
 
@@ -39,11 +42,15 @@ def table(monkeypatch):
     )
 
 
+def judge(table, folder):
+    measurements = table.measurements(folder)
+    reference = full_precision(table, measurements)
+    return JudgedTable(table, tuple(judge_table(measure_table(table, measurements), reference.images)))
+
+
 @pytest.fixture
 def judged(table, tmp_path):
-    measurements = table.measurements(tmp_path / "measured")
-    reference = full_precision(table, measurements)
-    return judge_table(measure_table(table, measurements), reference.images)
+    return judge(table, tmp_path / "measured")
 
 
 def test_every_shipped_table_is_valid():
@@ -51,12 +58,12 @@ def test_every_shipped_table_is_valid():
         table_names()
     )
     for name in table_names():
-        table = load_table(name)
-        for system in table.systems:
-            settings = table.settings(system)
-            assert settings[0].correction is None
-            assert len(set(settings)) == len(table.corrections)
-            assert all(len(values) <= len(settings) for values in system.published.values())
+        for table in load_tables(name):
+            for system in table.systems:
+                settings = table.settings(system)
+                assert settings[0].correction is None
+                assert len(set(settings)) == len(table.corrections)
+                assert all(len(values) <= len(settings) for values in system.published.values())
 
 
 def test_the_published_numbers_are_the_papers():
@@ -65,18 +72,36 @@ def test_the_published_numbers_are_the_papers():
     assert published == [(4.32, 3.76, 3.85, 3.86, 3.88, 3.97), (9.74, 7.77, 7.92, 9.31, 9.58, 9.55)]
 
 
+def test_table_four_is_imagenet_over_uniform_ddim_and_coco_over_stable_diffusions_plms():
+    imagenet, coco = load_tables("table4")
+    assert (imagenet.num_steps, imagenet.spacing, imagenet.solver) == (250, "uniform", "ddim")
+    assert imagenet.setting() == Setting(250)
+    assert imagenet.systems[0].published == {"ImageNet": (3.37,), "ImageNet IS": (204.56,)}
+    assert coco.setting() == Setting(51, sampler=Sampling("plms-sd"))  # PLMS evaluates once more than it steps
+    # Spec section 7: N=5 at W8A8, FID, IS and CLIP score, without IEC and with it at the first step.
+    assert coco.systems[2].published == {
+        "MS-COCO": (23.74, 22.83),
+        "MS-COCO IS": (39.81, 40.91),
+        "MS-COCO CLIP": (26.87, 26.94),
+    }
+    corrections = [setting.correction for setting in coco.settings(coco.systems[2])]
+    assert [None if c is None else c.steps for c in corrections] == [None, "first", "all"]
+    assert coco.settings(coco.systems[2])[0].technique.cache.full_steps(51) == (0, *range(6, 51, 5))
+    assert (imagenet.stem, coco.stem, load_table("table5").stem) == ("table4-imagenet", "table4-ms-coco", "table5")
+
+
 def test_an_unknown_table_is_refused():
     with pytest.raises(ValueError, match="There is no table 'table9': use table1"):
         load_table("table9")
 
 
 def test_the_table_says_what_correction_changes_in_ours_and_in_theirs(table, judged):
-    drawn = result_table(table, judged)
+    drawn = result_table(judged)
     assert [row.group for row in drawn.rows] == ["full precision"] * 3 + ["DeepCache N=2"] * 3
     titles = [column.title for column in drawn.columns]
     ours, theirs = titles.index("change"), titles.index("CIFAR-10") + 1
     cells = drawn.rows[4].cells
-    figures = judged[1].figures
+    figures = judged.systems[1].figures
     assert cells[ours] == f"{100 * (figures[1].frechet.value / figures[0].frechet.value - 1):+.0f}"
     assert (cells[theirs - 1], cells[theirs]) == ("9", "-10")
     assert drawn.rows[0].cells[titles.index("PSNR")] == "reference"
@@ -85,12 +110,77 @@ def test_the_table_says_what_correction_changes_in_ours_and_in_theirs(table, jud
 
 
 def test_the_files_hold_every_row(table, judged, tmp_path):
-    paths = write_table(table, judged, tmp_path)
+    paths = write_table([judged], tmp_path)
+    assert [path.name for path in paths] == ["table5.md", "table5.json", "table5.svg", "table5.png"]
     assert all(path.stat().st_size for path in paths)
-    rows = json.loads(paths[3].read_text())["rows"]
+    rows = json.loads(paths[1].read_text())["rows"]
     assert len(rows) == 6
     assert rows[4]["published"] == {"CIFAR-10": 9.0}
     assert rows[4]["correction"]["relaxation"] == 0.5
+
+
+def part_of(table, name, **changes):
+    """A part of table 4 in small, with the systems of the fixture."""
+    part = {part.part: part for part in load_tables("table4")}[name]
+    published = dict.fromkeys(part.systems[1].published, (40.0, 41.5))
+    systems = (System("float", {}), System("deepcache:2", published))
+    small = {name: getattr(table, name) for name in ("images", "dtype", "batch_size", "calibration")}
+    return replace(part, num_steps=4, systems=systems, **small, **changes)
+
+
+def test_table_four_is_one_page_with_both_parts_and_says_what_has_no_counterpart(table, tmp_path):
+    parts = [judge(part_of(table, name), tmp_path / "measured") for name in ("ImageNet", "MS-COCO")]
+    paths = write_table(parts, tmp_path)
+    assert [path.name for path in paths] == [
+        "table4.md", "table4.json", "table4-imagenet.svg", "table4-imagenet.png", "table4-ms-coco.svg",
+        "table4-ms-coco.png",
+    ]  # fmt: skip
+    page = paths[0].read_text()
+    assert page.startswith("# table4\n")
+    assert "## ImageNet: CacheQuant over 250 uniform steps" in page
+    assert "## MS-COCO: CacheQuant with Stable Diffusion's PLMS" in page
+    assert page.count("paper scale only") == 2 + 6  # a note on each part, and CLIP score in each row of MS-COCO
+    imagenet, coco = (result_table(part) for part in parts)
+    titles = [column.title for column in coco.columns]
+    assert [row.cells[titles.index("CLIP score")] for row in coco.rows] == ["paper scale only"] * 6
+    assert "CLIP score" not in [column.title for column in imagenet.columns]
+    first, corrected = coco.rows[3].cells, coco.rows[4].cells
+    assert [corrected[titles.index(name)] for name in ("MS-COCO", "MS-COCO IS")] == ["41.5", "41.5"]
+    # T=4 by PLMS are 5 evaluations, of which a cache of 2 makes 0, 2 and 4 in full; the first one is corrected.
+    assert first[titles.index("evaluations")] == "3 + 2"
+    assert corrected[titles.index("evaluations")] == "4 + 2"
+    assert coco.rows[5].cells[titles.index("evaluations")] == "6 + 2"
+    rows = {part["part"]: part["rows"] for part in json.loads(paths[1].read_text())["parts"]}
+    assert rows["MS-COCO"][4]["published"] == dict.fromkeys(["MS-COCO", "MS-COCO IS", "MS-COCO CLIP"], 41.5)
+    assert rows["ImageNet"][0]["full_evaluations"] == 4
+
+
+def test_the_inception_score_is_that_of_the_embedded_classifier(table, tmp_path):
+    judged = judge(part_of(table, "ImageNet"), tmp_path)
+    images = judged.systems[1].measured.rows[1].images
+    network = load_feature_network()
+    p = torch.softmax(network.logits(network.embed(images)).double(), 1)
+    expected = (p * (p / p.mean(0)).log()).sum(1).mean().exp().item()
+    assert judged.systems[1].scores[1].value == pytest.approx(expected, rel=1e-6)
+    drawn = result_table(judged)
+    cell = drawn.rows[3].cells[[column.title for column in drawn.columns].index("IS-cifar")]
+    assert cell.startswith(f"{expected:.2f} [")
+
+
+@torch.no_grad()
+def test_the_coco_part_samples_as_diffusers_plms_does_with_stable_diffusions_settings(table, tmp_path):
+    coco = part_of(table, "MS-COCO")
+    found = full_precision(coco, coco.measurements(tmp_path)).images[:2]
+    pipe = tiny_pipeline()
+    betas = {name: pipe.scheduler.config[name] for name in ("beta_schedule", "beta_start", "beta_end")}
+    scheduler = PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1, **betas)
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == [751, 501, 501, 251, 1]
+    x = iec.initial_noise([iec.image_generator(0, i) for i in range(2)], (3, 32, 32))
+    for t in scheduler.timesteps:
+        x = scheduler.step(pipe.unet(x, t).sample, t, x).prev_sample
+    images = (255 * (x / 2 + 0.5).clamp(0, 1)).round()
+    assert (images - found.float()).abs().max() <= 1  # batches of two and of four round in another way
 
 
 def test_rows_are_shared_between_tables(table, tmp_path):

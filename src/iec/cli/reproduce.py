@@ -37,7 +37,7 @@ def reproduce(
 
     Example: iec reproduce efficient --size quick -o docs/
     """
-    from iec.experiments.tables import load_table, table_names
+    from iec.experiments.tables import load_tables, table_names
     from iec.storage.files import require_writable
 
     known = ["efficient", *table_names()]
@@ -50,9 +50,9 @@ def reproduce(
         require_writable(output)
         _efficient(config, size, output, results, only, available, as_json)
         return
-    table = load_table(what)
+    parts = load_tables(what)
     require_writable(output)
-    _table(table, output, results, as_json)
+    _tables(parts, output, results, as_json)
 
 
 def _efficient(
@@ -86,25 +86,30 @@ def _efficient(
     console.print(f"Page: {paths[0]}")
 
 
-def _table(table: Any, output: Path, results: Path, as_json: bool) -> None:
+def _tables(parts: list[Any], output: Path, results: Path, as_json: bool) -> None:
     from iec.experiments.tables import full_precision, measure_table
-    from iec.experiments.tables_report import judge_table, result_table, table_json, write_table
+    from iec.experiments.tables_report import JudgedTable, judge_table, result_table, table_json, write_table
     from iec.reports.table import to_rich
 
-    total = table.images * (1 + len(table.systems) * len(table.corrections))
+    total = sum(table.images * (1 + len(table.systems) * len(table.corrections)) for table in parts)
 
     def work(callbacks: dict[str, Any]) -> Any:
-        measurements = table.measurements(results, **callbacks)
-        reference = full_precision(table, measurements)
-        return judge_table(measure_table(table, measurements), reference.images)
+        judged = []
+        for table in parts:
+            measurements = table.measurements(results, **callbacks)
+            reference = full_precision(table, measurements)
+            systems = judge_table(measure_table(table, measurements), reference.images)
+            judged.append(JudgedTable(table, tuple(systems)))
+        return judged
 
     judged = _watched(total, work)
-    paths = write_table(table, judged, output)
+    paths = write_table(judged, output)
     if as_json:
-        print_json(table_json(table, judged))
+        print_json(table_json(judged))
         return
     console = Console(highlight=False, soft_wrap=True)
-    console.print(to_rich(result_table(table, judged)))
+    for part in judged:
+        console.print(to_rich(result_table(part)))
     console.print(f"Page: {paths[0]}")
 
 

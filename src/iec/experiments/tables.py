@@ -11,7 +11,9 @@ from iec.experiments.language import parse_correction, parse_technique
 from iec.experiments.measuring import Measurements
 from iec.experiments.plans import Calibration
 from iec.experiments.results import StoredRow
-from iec.experiments.settings import Setting
+from iec.experiments.samplers.sampling import Sampling, Solver
+from iec.experiments.settings import Setting, Technique
+from iec.method.config import IECConfig
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,18 @@ class System:
     name: str
     published: Mapping[str, tuple[float, ...]]
 
+    def publishes(self, figure: str) -> bool:
+        """Whether the paper gives that figure, such as IS, beside FID."""
+        return any(name.endswith(f" {figure}") for name in self.published)
+
 
 @dataclass(frozen=True)
 class ExperimentTable:
-    """One table: every system with every correction, at one number of steps and one spacing."""
+    """One table, or one part of it: every system with every correction, at one number of steps and one spacing.
+
+    part: what of the table it is, where that has several. solver: as of `Sampling`. absent: one sentence on what of the
+    paper's experiment has no counterpart on the embedded model.
+    """
 
     name: str
     title: str
@@ -37,11 +47,28 @@ class ExperimentTable:
     dtype: str
     batch_size: int
     calibration: Calibration
+    part: str = ""
+    solver: Solver = "ddim"
+    absent: str = ""
+
+    @property
+    def stem(self) -> str:
+        """What its files are called."""
+        return f"{self.name}-{self.part.lower()}" if self.part else self.name
+
+    def setting(self, technique: Technique | None = None, correction: IECConfig | None = None) -> Setting:
+        """A row at this table's number of steps, with its solver; PLMS evaluates once more than it steps."""
+        evaluations = self.num_steps + self.solver.startswith("plms")
+        return Setting(evaluations, technique, correction, Sampling(self.solver))
 
     def settings(self, system: System) -> list[Setting]:
         """The settings of one system, one per correction, the uncorrected one first."""
         technique = parse_technique(system.name)
-        return [Setting(self.num_steps, technique, parse_correction(text)) for text in self.corrections]
+        return [self.setting(technique, parse_correction(text)) for text in self.corrections]
+
+    def publishes(self, figure: str) -> bool:
+        """Whether the paper gives that figure for one of the systems."""
+        return any(system.publishes(figure) for system in self.systems)
 
     def measurements(self, folder: Path, **callbacks: Any) -> Measurements:
         """Rows of this table's kind, kept in `folder`; the callbacks are those of `Measurements`."""
@@ -58,33 +85,21 @@ class MeasuredSystem:
 
 
 def table_names() -> list[str]:
-    """What `load_table` knows."""
-    return [name for name, value in _contents().items() if isinstance(value, dict) and "rows" in value]
+    """What `load_tables` knows."""
+    return [name for name, value in _contents().items() if all("rows" in part for part in _parts(value))]
 
 
-def load_table(name: str) -> ExperimentTable:
-    """The table of that name from tables.toml. Raises ValueError where there is none."""
+def load_tables(name: str) -> list[ExperimentTable]:
+    """The table of that name from tables.toml, in its parts. Raises ValueError where there is none."""
     found, names = _contents(), table_names()
     if name not in names:
         raise ValueError(f"There is no table '{name}': use {', '.join(names)}.")
-    entry = found[name]
-    systems = tuple(
-        System(row["system"], {k: tuple(map(float, v)) for k, v in row.get("published", {}).items()})
-        for row in entry["rows"]
-    )
-    return ExperimentTable(
-        name,
-        entry["title"],
-        entry["num_steps"],
-        entry["spacing"],
-        tuple(entry["corrections"]),
-        systems,
-        found["images"],
-        found["seed"],
-        found["dtype"],
-        found["batch_size"],
-        Calibration(**found["calibration"]),
-    )
+    return [_table(name, entry, found) for entry in _parts(found[name])]
+
+
+def load_table(name: str) -> ExperimentTable:
+    """The first part of the table, or all of it. Raises ValueError where there is none."""
+    return load_tables(name)[0]
 
 
 def measure_table(table: ExperimentTable, measurements: Measurements) -> list[MeasuredSystem]:
@@ -99,7 +114,26 @@ def measure_table(table: ExperimentTable, measurements: Measurements) -> list[Me
 
 def full_precision(table: ExperimentTable, measurements: Measurements) -> StoredRow:
     """What the table's rows are measured against: full precision without correction."""
-    return measurements.row(Setting(table.num_steps), table.images, table.seed, table.spacing)
+    return measurements.row(table.setting(), table.images, table.seed, table.spacing)
+
+
+def _table(name: str, entry: Mapping[str, Any], common: Mapping[str, Any]) -> ExperimentTable:
+    systems = tuple(
+        System(row["system"], {k: tuple(map(float, v)) for k, v in row.get("published", {}).items()})
+        for row in entry["rows"]
+    )
+    own = {key: value for key, value in entry.items() if key not in ("rows", "corrections")}
+    shared = {key: common[key] for key in ("images", "seed", "dtype", "batch_size")}
+    calibration = Calibration(**common["calibration"])
+    corrections = tuple(entry["corrections"])
+    return ExperimentTable(name, **own, **shared, corrections=corrections, systems=systems, calibration=calibration)
+
+
+def _parts(entry: Any) -> list[Mapping[str, Any]]:
+    """The parts of an entry of tables.toml; of what is no table, one without rows."""
+    if isinstance(entry, list):
+        return entry
+    return [entry] if isinstance(entry, dict) else [{}]
 
 
 def _contents() -> dict[str, Any]:

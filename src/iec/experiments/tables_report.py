@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from iec.evaluation.bootstrap import Estimate
+from iec.evaluation.features import extract_features
+from iec.evaluation.metrics.inception_score import inception_score
 from iec.experiments.results import StoredRow
 from iec.experiments.rows import Figures, Judge, Verdict, compare
 from iec.experiments.settings import Setting, describe_correction, quantizes
@@ -19,35 +21,58 @@ from iec.reports.table import Column, Row, Table, to_markdown
 from iec.storage.files import write_json, write_text
 
 _GRID_IMAGES = 12
+_SCORE_NOTE = (
+    "IS-cifar is by the embedded CIFAR-10 classifier, over all images at once, from 1 to 10; the published IS is "
+    "Inception's, over 1,000 classes."
+)
 
 
 @dataclass(frozen=True)
 class JudgedSystem:
-    """A measured system with the figures of its rows, and each corrected row against the uncorrected one."""
+    """A measured system with the figures of its rows, and each corrected row against the uncorrected one.
+
+    scores: IS-cifar of the rows where the paper gives an Inception Score, else empty.
+    """
 
     measured: MeasuredSystem
     figures: tuple[Figures, ...]
     verdicts: tuple[Verdict, ...]
+    scores: tuple[Estimate, ...] = ()
+
+
+@dataclass(frozen=True)
+class JudgedTable:
+    """A table, or a part of it, with the figures of its rows."""
+
+    table: ExperimentTable
+    systems: tuple[JudgedSystem, ...]
 
 
 def judge_table(measured: Sequence[MeasuredSystem], full_precision: torch.Tensor) -> list[JudgedSystem]:
     """The figures of all rows."""
-    judge = Judge(load_feature_network(), load_reference(), full_precision)
+    network = load_feature_network()
+    judge = Judge(network, load_reference(), full_precision)
     judged = []
     for one in measured:
         figures = [judge.judge(row.images) for row in one.rows]
         verdicts = [compare(corrected, figures[0], one.settings[0]) for corrected in figures[1:]]
-        judged.append(JudgedSystem(one, tuple(figures), tuple(verdicts)))
+        scored = [row.images for row in one.rows] if one.system.publishes("IS") else []
+        scores = [inception_score(network.logits(extract_features(network, images))) for images in scored]
+        judged.append(JudgedSystem(one, tuple(figures), tuple(verdicts), tuple(scores)))
     return judged
 
 
-def result_table(table: ExperimentTable, judged: Sequence[JudgedSystem]) -> Table:
+def result_table(judged: JudgedTable) -> Table:
     """Every system with every correction; where figures are published, what IEC changes in ours and in theirs."""
-    names = list(dict.fromkeys(name for one in judged for name in one.measured.system.published))
+    table, systems = judged.table, judged.systems
+    names = list(dict.fromkeys(name for one in systems for name in one.measured.system.published))
+    absent = ("CLIP score",) if table.publishes("CLIP") else ()
     columns = (
         Column("correction", align="left"),
         Column("FD-cifar", note="ours"),
         Column("change", note="ours, %"),
+        *([Column("IS-cifar", note="ours, higher is better")] if table.publishes("IS") else []),
+        *(Column(name, note="ours") for name in absent),
         *(column for name in names for column in (Column(name, note="published"), Column("change", note="%"))),
         Column("KD-cifar x1000", note="ours"),
         Column("against none", note="KD-cifar, paired"),
@@ -55,58 +80,93 @@ def result_table(table: ExperimentTable, judged: Sequence[JudgedSystem]) -> Tabl
         Column("evaluations", note="full + cached"),
         Column("overhead", note="processor time, %"),
     )
-    rows = [row for one in judged for row in _rows(one, names)]
-    quantized = any(quantizes(one.measured.settings[0].technique) for one in judged)
+    rows = [row for one in systems for row in _rows(one, names, table.publishes("IS"), absent)]
+    quantized = any(quantizes(one.measured.settings[0].technique) for one in systems)
+    sampler = "Stable Diffusion's PLMS" if table.solver == "plms-sd" else f"{table.spacing}, eta 0"
     notes = (
         f"{table.images} images of seed {table.seed} on the embedded CIFAR-10 model (4.3 million parameters), T="
-        f"{table.num_steps} {table.spacing}, eta 0, {table.dtype}; 95 % bootstrap intervals.",
+        f"{table.num_steps} {sampler}, {table.dtype}; 95 % bootstrap intervals.",
         "The published figures are FIDs of other models over 50,000 images and cannot be compared in value: the "
         "columns `change` say by how much correction lowers (-) or raises (+) each.",
+        *([_SCORE_NOTE] if table.publishes("IS") else []),
+        *([table.absent] if table.absent else []),
         *(["Quantized arithmetic is simulated."] if quantized else []),
     )
     return Table(table.title, columns, tuple(rows), notes)
 
 
-def table_markdown(table: ExperimentTable, judged: Sequence[JudgedSystem]) -> str:
-    """The page."""
-    verdicts = [verdict for one in judged for verdict in one.verdicts]
+def table_markdown(parts: Sequence[JudgedTable]) -> str:
+    """The page of a table in its parts."""
+    table = parts[0].table
+    title = f"{table.name}: {table.title}" if len(parts) == 1 else table.name
+    return "\n\n".join(
+        [
+            f"# {title}",
+            f"Written by `iec reproduce {table.name}`; nothing on this page was put in by hand.",
+            *(block for part in parts for block in _section(part, titled=len(parts) > 1)),
+        ]
+    )
+
+
+def write_table(parts: Sequence[JudgedTable], folder: Path) -> list[Path]:
+    """Write the page, the figures as JSON, and of every part a plot of quality against cost and a picture grid.
+
+    Returns their paths, the page first.
+    """
+    name = parts[0].table.name
+    page, values = folder / f"{name}.md", folder / f"{name}.json"
+    write_text(page, table_markdown(parts) + "\n")
+    write_json(values, table_json(parts))
+    return [page, values, *(path for part in parts for path in _write_pictures(part, folder))]
+
+
+def table_json(parts: Sequence[JudgedTable]) -> dict[str, Any]:
+    """The figures as JSON values."""
+    found = [
+        {"title": part.table.title, "num_steps": part.table.num_steps, "rows": _json_rows(part.systems)}
+        for part in parts
+    ]
+    name = parts[0].table.name
+    if len(parts) == 1:
+        return {"table": name, **found[0]}
+    named = zip((part.table.part for part in parts), found, strict=True)
+    return {"table": name, "parts": [{"part": part, **values} for part, values in named]}
+
+
+def _section(judged: JudgedTable, titled: bool) -> list[str]:
+    """The lead, the table and the pictures of one part."""
+    table = judged.table
+    verdicts = [verdict for one in judged.systems for verdict in one.verdicts]
     counted = {outcome: sum(v.outcome == outcome for v in verdicts) for outcome in ("wins", "loses", "not separable")}
     lead = (
         f"Of {len(verdicts)} corrected rows, {counted['wins']} are better than the same system without correction, "
         f"{counted['loses']} are worse, and {counted['not separable']} cannot be told apart with {table.images} images "
         "(KD-cifar, paired 95 % intervals)."
     )
-    return "\n\n".join(
-        [
-            f"# {table.name}: {table.title}",
-            f"Written by `iec reproduce {table.name}`; nothing on this page was put in by hand.",
-            lead,
-            to_markdown(result_table(table, judged)),
-            f"![KD-cifar against cost]({table.name}.svg)",
-            f"![The same seeds in every row]({table.name}.png)",
-        ]
-    )
+    return [
+        *([f"## {table.part}: {table.title}"] if titled else []),
+        lead,
+        to_markdown(result_table(judged)),
+        f"![KD-cifar against cost]({table.stem}.svg)",
+        f"![The same seeds in every row]({table.stem}.png)",
+    ]
 
 
-def write_table(table: ExperimentTable, judged: Sequence[JudgedSystem], folder: Path) -> list[Path]:
-    """Write the page, its plot of quality against cost, and its picture grid into `folder`; returns their paths."""
-    paths = [folder / f"{table.name}{suffix}" for suffix in (".md", ".svg", ".png", ".json")]
-    write_text(paths[0], table_markdown(table, judged) + "\n")
-    points = [point for one in judged for point in _points(one)]
-    write_text(paths[1], quality_cost_plot(points, "KD-cifar x1000"))
+def _write_pictures(judged: JudgedTable, folder: Path) -> list[Path]:
+    plot, grid = folder / f"{judged.table.stem}.svg", folder / f"{judged.table.stem}.png"
+    points = [point for one in judged.systems for point in _points(one)]
+    write_text(plot, quality_cost_plot(points, "KD-cifar x1000"))
     pictures = [
         (setting.label, row.images[:_GRID_IMAGES])
-        for one in judged
+        for one in judged.systems
         for setting, row in zip(one.measured.settings, one.measured.rows, strict=True)
     ]
-    save_png(picture_grid(pictures), paths[2])
-    write_json(paths[3], table_json(table, judged))
-    return paths
+    save_png(picture_grid(pictures), grid)
+    return [plot, grid]
 
 
-def table_json(table: ExperimentTable, judged: Sequence[JudgedSystem]) -> dict[str, Any]:
-    """The figures as JSON values."""
-    rows = [
+def _json_rows(systems: Sequence[JudgedSystem]) -> list[dict[str, Any]]:
+    return [
         {
             **stored.record,
             "correction": None if setting.correction is None else setting.correction.to_dict(),
@@ -114,16 +174,16 @@ def table_json(table: ExperimentTable, judged: Sequence[JudgedSystem]) -> dict[s
             "kd_cifar": asdict(figures.kernel),
             "fd_cifar": asdict(figures.frechet),
             "psnr": None if figures.psnr is None else asdict(figures.psnr),
+            **({"is_cifar": asdict(one.scores[i])} if one.scores else {}),
         }
-        for one in judged
+        for one in systems
         for i, (setting, stored, figures) in enumerate(
             zip(one.measured.settings, one.measured.rows, one.figures, strict=True)
         )
     ]
-    return {"table": table.name, "title": table.title, "num_steps": table.num_steps, "rows": rows}
 
 
-def _rows(one: JudgedSystem, names: Sequence[str]) -> list[Row]:
+def _rows(one: JudgedSystem, names: Sequence[str], scored: bool, absent: Sequence[str]) -> list[Row]:
     rows = []
     first, stored = one.figures[0], one.measured.rows
     for i, (setting, figures) in enumerate(zip(one.measured.settings, one.figures, strict=True)):
@@ -133,6 +193,8 @@ def _rows(one: JudgedSystem, names: Sequence[str]) -> list[Row]:
             "none" if setting.correction is None else describe_correction(setting.correction),
             _spread(figures.frechet, 1, 2),
             _change(first.frechet.value, figures.frechet.value) if i else "",
+            *([_spread(one.scores[i], 1, 2) if one.scores else ""] if scored else []),
+            *("paper scale only" for _ in absent),
             *published,
             _spread(figures.kernel, 1000, 1),
             f"{_spread(one.verdicts[i - 1].difference, 1000, 1)} {one.verdicts[i - 1].outcome}" if i else "",

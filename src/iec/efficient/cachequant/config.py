@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from iec.efficient.caching.config import DeepCacheConfig
 from iec.efficient.quantization.config import QuantizationConfig, with_reconstruction
 from iec.efficient.quantization.layers import Storage
 from iec.efficient.quantization.reconstruction.config import ReconstructionConfig
 
-Schedule = Literal["auto", "uniform", "centred", "dps"]
+Schedule = Literal["auto", "uniform", "plms", "centred", "dps"]
 #: Up to this interval the paper's experiments use the uniform schedule, above it DPS.
 LARGEST_UNIFORM_INTERVAL = 10
 
@@ -18,9 +18,9 @@ LARGEST_UNIFORM_INTERVAL = 10
 class CacheQuantConfig:
     """A feature cache and quantization together, with what they lose corrected per channel (DEC).
 
-    interval, branch: as of `DeepCacheConfig`. schedule: `uniform`, `centred`, `dps` (found by dynamic programming), or
-    `auto`: uniform up to an interval of 10, DPS above it. weights, activations: bits; weights None caches without
-    quantizing. storage, keep_original, reconstruction: as of `QuantizationConfig`; reconstruction takes over from the
+    interval, branch: as of `DeepCacheConfig`. schedule: `uniform`, `plms`, `centred`, `dps` (found by dynamic
+    programming), or `auto`: uniform up to an interval of 10, DPS above it. weights, activations: bits; weights None
+    caches without quantizing. storage, keep_original, reconstruction: as of `QuantizationConfig`; reconstruction takes over from the
     correction of quantized layers.
 
     Raises ValueError or TypeError for settings that the cache or the quantization refuses.
@@ -36,8 +36,8 @@ class CacheQuantConfig:
     reconstruction: ReconstructionConfig | None = None
 
     def __post_init__(self) -> None:
-        if self.schedule not in ("auto", "uniform", "centred", "dps"):
-            raise ValueError(f"Unknown schedule '{self.schedule}': use auto, uniform, centred or dps.")
+        if self.schedule not in get_args(Schedule):
+            raise ValueError(f"Unknown schedule '{self.schedule}': use {', '.join(get_args(Schedule))}.")
         if self.weights is None and self.reconstruction is not None:
             raise ValueError("There is nothing to reconstruct without quantization: give the bits of the weights.")
         # Made once here so that bad settings are refused at once.
