@@ -1,0 +1,136 @@
+"""Quality and overhead over the fraction of corrected steps: table 5 as a plot."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from iec.evaluation.bootstrap import Estimate
+from iec.experiments.figures.config import FigureConfig
+from iec.experiments.figures.drawing import Drawing, spread
+from iec.experiments.measuring import Measurements
+from iec.experiments.settings import Setting
+from iec.experiments.tables import MeasuredSystem, full_precision, measure_table
+from iec.experiments.tables_report import JudgedSystem, judge_table
+from iec.reports.lines import Line, Panel, line_plot
+from iec.reports.table import Column, Row, Table
+
+_PUBLISHED = "CIFAR-10 overhead %"
+_FRACTION = "corrected of the full steps, %"
+
+
+def steps_settings(figure: FigureConfig) -> list[Setting]:
+    """Full precision, and every row of the table."""
+    table = figure.table
+    return [table.setting(), *(setting for system in table.systems for setting in table.settings(system))]
+
+
+def draw_steps(figure: FigureConfig, measurements: Measurements) -> Drawing:
+    """One panel of KD-cifar per system, and one with the overhead in time of all, beside the published one."""
+    table = figure.table
+    reference = full_precision(table, measurements)
+    judged = judge_table(measure_table(table, measurements), reference.images)
+    panels = [Panel(_name(one), _FRACTION, "KD-cifar x1000 (lower is better)", [_quality(one)]) for one in judged]
+    overheads = [line for one in judged for line in _overheads(one)]
+    panels.append(Panel("Overhead", _FRACTION, "processor time, %", overheads))
+    return Drawing(
+        ".svg",
+        line_plot(panels).encode(),
+        "KD-cifar and overhead over the fraction of corrected steps",
+        [*map(_sentence, judged), "A published overhead (dashed) is time on the authors' machine."],
+        _table(judged),
+        {"systems": [_numbers(one) for one in judged]},
+    )
+
+
+def corrected_percent(measured: MeasuredSystem) -> list[float]:
+    """How many of a system's full steps each of its rows corrected, in percent, from the evaluations it counted."""
+    full = [int(row.record["full_evaluations"]) for row in measured.rows]
+    passes = [1 if (found := setting.correction) is None else found.num_iterations for setting in measured.settings]
+    return [100 * (count - full[0]) / (full[0] * each) for count, each in zip(full, passes, strict=True)]
+
+
+def overhead_percent(measured: MeasuredSystem) -> list[float]:
+    """By how much more processor time each row took than the first, in percent."""
+    seconds = [float(row.record["processor_seconds"]) for row in measured.rows]
+    return [100 * (each / seconds[0] - 1) for each in seconds]
+
+
+def _quality(one: JudgedSystem) -> Line:
+    points = sorted(zip(corrected_percent(one.measured), (f.kernel for f in one.figures), strict=True), key=_first)
+    kernels = [kernel for _, kernel in points]
+    return Line(
+        "ours",
+        [x for x, _ in points],
+        [1000 * kernel.value for kernel in kernels],
+        [1000 * min(kernel.low, kernel.value) for kernel in kernels],
+        [1000 * max(kernel.high, kernel.value) for kernel in kernels],
+    )
+
+
+def _overheads(one: JudgedSystem) -> list[Line]:
+    x, published = corrected_percent(one.measured), one.measured.system.published.get(_PUBLISHED)
+    lines = [_plain(_name(one), x, overhead_percent(one.measured))]
+    return lines if published is None else [*lines, _plain(f"{_name(one)}, published", x, published, dashed=True)]
+
+
+def _plain(name: str, x: Sequence[float], values: Sequence[float], dashed: bool = False) -> Line:
+    points = sorted(zip(x, values, strict=False), key=_first)  # not every row need be published
+    y = [value for _, value in points]
+    return Line(name, [place for place, _ in points], y, y, y, dashed)
+
+
+def _first(pair: tuple[float, object]) -> float:
+    return pair[0]
+
+
+def _sentence(one: JudgedSystem) -> str:
+    x = corrected_percent(one.measured)
+    found = {
+        word: [f"{x[i]:.0f} %" for i, verdict in enumerate(one.verdicts, start=1) if verdict.outcome == outcome]
+        for outcome, word in (("wins", "lowers"), ("loses", "raises"), ("not separable", "does not separably change"))
+    }
+    parts = [f"{word} KD-cifar at {', '.join(places)} of the full steps" for word, places in found.items() if places]
+    return f"{_name(one)}: correction {'; it '.join(parts)}."
+
+
+def _table(judged: Sequence[JudgedSystem]) -> Table:
+    columns = (
+        Column("corrected steps", align="left", note="% of the full ones"),
+        Column("KD-cifar x1000"),
+        Column("against none", note="KD-cifar x1000, paired"),
+        Column("overhead", note="processor time, %"),
+        Column("overhead", note="published, %"),
+    )
+    rows = []
+    for one in judged:
+        published = one.measured.system.published.get(_PUBLISHED, ())
+        overhead = overhead_percent(one.measured)
+        for i, percent in enumerate(corrected_percent(one.measured)):
+            against = f"{_thousand(one.verdicts[i - 1].difference)} {one.verdicts[i - 1].outcome}" if i else ""
+            cells = (
+                f"{percent:.0f}",
+                _thousand(one.figures[i].kernel),
+                against,
+                f"{overhead[i]:+.0f}",
+                f"{published[i]:+g}" if i < len(published) else "",
+            )
+            rows.append(Row(cells, "", _name(one)))
+    return Table("", columns, tuple(rows))
+
+
+def _thousand(estimate: Estimate) -> str:
+    return spread(Estimate(1000 * estimate.value, 1000 * estimate.low, 1000 * estimate.high))
+
+
+def _numbers(one: JudgedSystem) -> dict[str, object]:
+    return {
+        "system": _name(one),
+        "corrected_percent": corrected_percent(one.measured),
+        "overhead_percent": overhead_percent(one.measured),
+        "published_overhead_percent": list(one.measured.system.published.get(_PUBLISHED, ())),
+        "kd_cifar": [asdict(figures.kernel) for figures in one.figures],
+        "against_none": [asdict(verdict.difference) for verdict in one.verdicts],
+    }
+
+
+def _name(one: JudgedSystem) -> str:
+    return one.measured.settings[0].system

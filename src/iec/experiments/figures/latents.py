@@ -1,0 +1,90 @@
+"""The error of the state at every sampling step, measured once for each setting and kept."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from iec.evaluation.metrics.latent import latent_errors, recorded_latents
+from iec.experiments.measuring import Measurements
+from iec.experiments.plans import digest, technique_settings
+from iec.experiments.results import TensorFolder
+from iec.experiments.settings import Setting
+from iec.experiments.tables import ExperimentTable
+from iec.method.config import IECConfig
+from iec.method.noise import image_generator
+from iec.pipelines import enabled
+from iec.runtime import network_of
+from iec.storage.fingerprint import fingerprint
+
+
+class LatentErrors:
+    """The errors of settings against full precision without correction at the same seeds, as `table` samples.
+
+    folder: where they are kept. measurements: the plans and the callbacks are its own.
+    """
+
+    def __init__(self, table: ExperimentTable, folder: Path, measurements: Measurements) -> None:
+        self.table, self.measurements = table, measurements
+        self.errors = TensorFolder(folder / "latent-errors", "errors")
+        self._reference: list[torch.Tensor] = []
+
+    def row(self, setting: Setting) -> torch.Tensor:
+        """The errors float64 [T, n] of the setting, measured if they are not there."""
+        table, told = self.table, self.measurements
+        pipe = told.pipeline(setting, table.spacing)
+        key = digest(self._settings(pipe, setting))
+        found = self.errors.find(key)
+        if found is None and not self._reference:
+            told.on_row(table.setting(), table.seed, False)
+            self._reference = self._states(pipe, table.setting())
+        told.on_row(setting, table.seed, found is not None)
+        if found is not None:
+            told.on_images(table.images)
+            return found[0]
+        with told.plans.applied(pipe, setting):
+            states = self._states(pipe, setting)
+        pairs = zip(states, self._reference, strict=True)
+        errors = torch.cat([latent_errors(list(ours), list(reference)) for ours, reference in pairs], dim=1)
+        self.errors.add(key, errors, {"setting": setting.label, "seed": table.seed, "images": table.images})
+        return errors
+
+    def find(self, setting: Setting) -> torch.Tensor | None:
+        """The errors of the setting if they are there; nothing is sampled or calibrated."""
+        pipe = self.measurements.pipeline(setting, self.table.spacing)
+        if not self.measurements.plans.made(pipe, setting):
+            return None
+        found = self.errors.find(digest(self._settings(pipe, setting)))
+        return None if found is None else found[0]
+
+    def _states(self, pipe: DiffusionPipeline, setting: Setting) -> list[torch.Tensor]:
+        """The states float32 [T, B, C, H, W] of every batch."""
+        # Without a correction the run is still followed, so that every step's state can be recorded alike.
+        config = IECConfig(num_iterations=0) if setting.correction is None else setting.correction
+        size, found = self.table.batch_size, []
+        for start in range(0, self.table.images, size):
+            indices = range(start, min(start + size, self.table.images))
+            generators = [image_generator(self.table.seed, index) for index in indices]
+            with enabled(pipe, config), recorded_latents(pipe) as states:
+                pipe(generator=generators, num_inference_steps=setting.num_steps, output_type="np")
+                found.append(torch.stack(states))
+            self.measurements.on_images(len(indices))
+        return found
+
+    def _settings(self, pipe: DiffusionPipeline, setting: Setting) -> dict[str, Any]:
+        """Everything that decides the errors."""
+        table = self.table
+        return {
+            "weights": fingerprint(network_of(pipe)),
+            "scheduler": table.spacing,
+            "dtype": table.dtype,
+            "num_steps": setting.num_steps,
+            "technique": technique_settings(setting.technique),
+            "plan": self.measurements.plans.digest(pipe, setting),
+            "correction": None if setting.correction is None else setting.correction.to_dict(),
+            "seed": table.seed,
+            "images": table.images,
+            "batch_size": table.batch_size,
+            "torch": torch.__version__,
+        }
