@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 def reproduce(
     what: Annotated[
         str,
-        typer.Argument(help="efficient, table1, table2, table3, table5, iterations, relaxation, pareto or severity."),
+        typer.Argument(
+            help="efficient, table1 to table5, figure2 to figure11, iterations, relaxation, pareto or severity."
+        ),
     ],
     size: Annotated[str, typer.Option(help="Of `efficient`: quick (two cores, 90 minutes) or full (a GPU).")] = "quick",
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the page and its pictures go.")] = Path(
@@ -29,18 +31,19 @@ def reproduce(
         str | None, typer.Option(help="Of `efficient`: sample only the rows whose name contains this; writes no page.")
     ] = None,
     available: Annotated[
-        bool, typer.Option("--available", help="Of `efficient`: sample nothing; the page names the rows it lacks.")
+        bool, typer.Option("--available", help="Of `efficient` and figures: sample nothing; what lacks is named.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure the paper's claims on the embedded model; interrupted, the same command goes on row by row.
 
-    Example: iec reproduce efficient --size quick -o docs/
+    Example: iec reproduce table2 -o results/
     """
+    from iec.experiments.figures.config import figure_names, load_figure
     from iec.experiments.tables import load_tables, table_names
     from iec.storage.files import require_writable
 
-    known = ["efficient", *table_names()]
+    known = ["efficient", *table_names(), *figure_names()]
     if what not in known:
         raise ValueError(f"There is nothing called '{what}' to reproduce: use {', '.join(known)}.")
     if what == "efficient":
@@ -49,6 +52,11 @@ def reproduce(
         config = EvidenceConfig.load(size)
         require_writable(output)
         _efficient(config, size, output, results, only, available, as_json)
+        return
+    if what in figure_names():
+        figure = load_figure(what)
+        require_writable(output)
+        _figure(figure, output, results, available, as_json)
         return
     parts = load_tables(what)
     require_writable(output)
@@ -88,6 +96,7 @@ def _efficient(
 
 def _tables(parts: list[Any], output: Path, results: Path, as_json: bool) -> None:
     from iec.experiments.tables import full_precision, measure_table
+    from iec.experiments.tables_html import write_table_html
     from iec.experiments.tables_report import JudgedTable, judge_table, result_table, table_json, write_table
     from iec.reports.table import to_rich
 
@@ -104,12 +113,34 @@ def _tables(parts: list[Any], output: Path, results: Path, as_json: bool) -> Non
 
     judged = _watched(total, work)
     paths = write_table(judged, output)
+    report = write_table_html(judged, output)
     if as_json:
         print_json(table_json(judged))
         return
     console = Console(highlight=False, soft_wrap=True)
     for part in judged:
         console.print(to_rich(result_table(part)))
+    console.print(f"Page: {paths[0]}")
+    console.print(f"Report: {report}")
+
+
+def _figure(figure: Any, output: Path, results: Path, available: bool, as_json: bool) -> None:
+    from iec.experiments.figures.drawing import figure_json, write_figure
+    from iec.experiments.figures.reproduce import FigureSource
+    from iec.reports.table import to_rich
+
+    if available:
+        FigureSource(figure, results).require_sampled()
+    total = FigureSource(figure, results).images()
+    drawing = _watched(total, lambda callbacks: FigureSource(figure, results, **callbacks).draw())
+    paths = write_figure(figure, drawing, output)
+    if as_json:
+        print_json(figure_json(figure, drawing))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    for sentence in drawing.sentences:
+        console.print(sentence, markup=False)
+    console.print(to_rich(drawing.table))
     console.print(f"Page: {paths[0]}")
 
 

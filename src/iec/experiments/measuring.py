@@ -50,7 +50,7 @@ class Measurements:
         """The row of these settings, sampled if it is not there; calibration: as of `generate`."""
         pipe = self.pipeline(setting, spacing)
         drawn = seed + CALIBRATION_OFFSET if calibration else seed
-        key = digest(self._settings(pipe, setting, images, drawn, spacing))
+        key = digest(self.settings(pipe, setting, images, drawn, spacing))
         found = self.rows.find(key)
         self.on_row(setting, seed, found is not None)
         if found is not None:
@@ -68,7 +68,7 @@ class Measurements:
         pipe = self.pipeline(setting, spacing)
         if not self.plans.made(pipe, setting):
             return None
-        return self.rows.find(digest(self._settings(pipe, setting, images, seed, spacing)))
+        return self.rows.find(digest(self.settings(pipe, setting, images, seed, spacing)))
 
     def pipeline(self, setting: Setting, spacing: str = "quad") -> DiffusionPipeline:
         """The model with the setting's solver."""
@@ -79,7 +79,7 @@ class Measurements:
             pipe = load_unconditional(self.model, dtype, spacing)
         return with_solver(pipe, setting.sampler)
 
-    def _settings(
+    def settings(
         self, pipe: DiffusionPipeline, setting: Setting, images: int, seed: int, spacing: str
     ) -> dict[str, Any]:
         """Everything that decides a row's bytes; what is as the embedded model's DDIM has it adds nothing."""

@@ -82,10 +82,8 @@ def result_table(judged: JudgedTable) -> Table:
     )
     rows = [row for one in systems for row in _rows(one, names, table.publishes("IS"), absent)]
     quantized = any(quantizes(one.measured.settings[0].technique) for one in systems)
-    sampler = "Stable Diffusion's PLMS" if table.solver == "plms-sd" else f"{table.spacing}, eta 0"
     notes = (
-        f"{table.images} images of seed {table.seed} on the embedded CIFAR-10 model (4.3 million parameters), T="
-        f"{table.num_steps} {sampler}, {table.dtype}; 95 % bootstrap intervals.",
+        sampling_sentence(table),
         "The published figures are FIDs of other models over 50,000 images and cannot be compared in value: the "
         "columns `change` say by how much correction lowers (-) or raises (+) each.",
         *([_SCORE_NOTE] if table.publishes("IS") else []),
@@ -133,19 +131,37 @@ def table_json(parts: Sequence[JudgedTable]) -> dict[str, Any]:
     return {"table": name, "parts": [{"part": part, **values} for part, values in named]}
 
 
+def lead_sentence(judged: JudgedTable) -> str:
+    """How many corrected rows are better and how many are worse than without."""
+    verdicts = [verdict for one in judged.systems for verdict in one.verdicts]
+    counted = {outcome: sum(v.outcome == outcome for v in verdicts) for outcome in ("wins", "loses", "not separable")}
+    return (
+        f"Of {len(verdicts)} corrected rows, {counted['wins']} are better than the same system without correction, "
+        f"{counted['loses']} are worse, and {counted['not separable']} cannot be told apart with "
+        f"{judged.table.images} images (KD-cifar, paired 95 % intervals)."
+    )
+
+
+def quality_plot(judged: JudgedTable) -> str:
+    """KD-cifar of every row against its cost, as an SVG element."""
+    return quality_cost_plot([point for one in judged.systems for point in _points(one)], "KD-cifar x1000")
+
+
+def sampling_sentence(table: ExperimentTable) -> str:
+    """What every row of the table was sampled with."""
+    sampler = "Stable Diffusion's PLMS" if table.solver == "plms-sd" else f"{table.spacing}, eta 0"
+    return (
+        f"{table.images} images of seed {table.seed} on the embedded CIFAR-10 model (4.3 million parameters), T="
+        f"{table.num_steps} {sampler}, {table.dtype}; 95 % bootstrap intervals."
+    )
+
+
 def _section(judged: JudgedTable, titled: bool) -> list[str]:
     """The lead, the table and the pictures of one part."""
     table = judged.table
-    verdicts = [verdict for one in judged.systems for verdict in one.verdicts]
-    counted = {outcome: sum(v.outcome == outcome for v in verdicts) for outcome in ("wins", "loses", "not separable")}
-    lead = (
-        f"Of {len(verdicts)} corrected rows, {counted['wins']} are better than the same system without correction, "
-        f"{counted['loses']} are worse, and {counted['not separable']} cannot be told apart with {table.images} images "
-        "(KD-cifar, paired 95 % intervals)."
-    )
     return [
         *([f"## {table.part}: {table.title}"] if titled else []),
-        lead,
+        lead_sentence(judged),
         to_markdown(result_table(judged)),
         f"![KD-cifar against cost]({table.stem}.svg)",
         f"![The same seeds in every row]({table.stem}.png)",
@@ -154,8 +170,7 @@ def _section(judged: JudgedTable, titled: bool) -> list[str]:
 
 def _write_pictures(judged: JudgedTable, folder: Path) -> list[Path]:
     plot, grid = folder / f"{judged.table.stem}.svg", folder / f"{judged.table.stem}.png"
-    points = [point for one in judged.systems for point in _points(one)]
-    write_text(plot, quality_cost_plot(points, "KD-cifar x1000"))
+    write_text(plot, quality_plot(judged))
     pictures = [
         (setting.label, row.images[:_GRID_IMAGES])
         for one in judged.systems

@@ -8,6 +8,7 @@ from typing import Any
 from iec.evaluation.bootstrap import Estimate
 from iec.experiments.figures.config import FigureConfig
 from iec.experiments.settings import quantizes
+from iec.experiments.tables_report import sampling_sentence
 from iec.reports.table import Table, to_markdown
 from iec.storage.files import write_atomically, write_json, write_text
 
@@ -63,12 +64,8 @@ def figure_json(figure: FigureConfig, drawing: Drawing) -> dict[str, Any]:
 def settings_sentence(figure: FigureConfig) -> str:
     """How it was sampled."""
     table = figure.table
-    quantized = any(quantizes(table.settings(system)[0].technique) for system in table.systems)
-    return (
-        f"{table.images} images of seed {table.seed} on the embedded CIFAR-10 model, T={table.num_steps} "
-        f"{table.spacing}, eta 0, {table.dtype}, batches of {table.batch_size}; 95 % bootstrap intervals, paired by "
-        f"image where two rows are compared.{' Quantized arithmetic is simulated.' if quantized else ''}"
-    )
+    simulated = any(quantizes(table.settings(system)[0].technique) for system in table.systems)
+    return f"{sampling_sentence(table)}{' Quantized arithmetic is simulated.' if simulated else ''}"
 
 
 def spread(estimate: Estimate, digits: int = 3) -> str:

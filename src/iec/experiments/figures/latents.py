@@ -1,22 +1,19 @@
 """The error of the state at every sampling step, measured once for each setting and kept."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 
 from iec.evaluation.metrics.latent import latent_errors, recorded_latents
 from iec.experiments.measuring import Measurements
-from iec.experiments.plans import digest, technique_settings
+from iec.experiments.plans import digest
 from iec.experiments.results import TensorFolder
 from iec.experiments.settings import Setting
 from iec.experiments.tables import ExperimentTable
 from iec.method.config import IECConfig
 from iec.method.noise import image_generator
 from iec.pipelines import enabled
-from iec.runtime import network_of
-from iec.storage.fingerprint import fingerprint
 
 
 class LatentErrors:
@@ -34,7 +31,7 @@ class LatentErrors:
         """The errors float64 [T, n] of the setting, measured if they are not there."""
         table, told = self.table, self.measurements
         pipe = told.pipeline(setting, table.spacing)
-        key = digest(self._settings(pipe, setting))
+        key = self._key(pipe, setting)
         found = self.errors.find(key)
         if found is None and not self._reference:
             told.on_row(table.setting(), table.seed, False)
@@ -55,7 +52,7 @@ class LatentErrors:
         pipe = self.measurements.pipeline(setting, self.table.spacing)
         if not self.measurements.plans.made(pipe, setting):
             return None
-        found = self.errors.find(digest(self._settings(pipe, setting)))
+        found = self.errors.find(self._key(pipe, setting))
         return None if found is None else found[0]
 
     def _states(self, pipe: DiffusionPipeline, setting: Setting) -> list[torch.Tensor]:
@@ -72,19 +69,6 @@ class LatentErrors:
             self.measurements.on_images(len(indices))
         return found
 
-    def _settings(self, pipe: DiffusionPipeline, setting: Setting) -> dict[str, Any]:
-        """Everything that decides the errors."""
+    def _key(self, pipe: DiffusionPipeline, setting: Setting) -> str:
         table = self.table
-        return {
-            "weights": fingerprint(network_of(pipe)),
-            "scheduler": table.spacing,
-            "dtype": table.dtype,
-            "num_steps": setting.num_steps,
-            "technique": technique_settings(setting.technique),
-            "plan": self.measurements.plans.digest(pipe, setting),
-            "correction": None if setting.correction is None else setting.correction.to_dict(),
-            "seed": table.seed,
-            "images": table.images,
-            "batch_size": table.batch_size,
-            "torch": torch.__version__,
-        }
+        return digest(self.measurements.settings(pipe, setting, table.images, table.seed, table.spacing))
