@@ -18,9 +18,9 @@ from iec.efficient.checkpoint import SECONDS, Checkpoint
 STEPS, SAMPLES, BATCH = 4, 5, 2
 BATCHES = 3
 CONFIGS = {  # with the number of stages
-    "quantized": (QuantizationConfig(weights=4, steps_per_group=3), 1),
+    "quantized": (QuantizationConfig(weights=4, steps_per_group=3, bias_correction=True), 1),
     "cached": (DeepCacheConfig(2, schedule="dps"), 1),
-    "both": (CacheQuantConfig(2, schedule="dps"), 4),
+    "both": (CacheQuantConfig(2, schedule="dps", bias_correction=True), 4),
 }
 
 

@@ -1,8 +1,8 @@
 """Reconstruction inside a calibration that is interrupted: units that are done stay done, and the plan is the same."""
 
 import pytest
-from efficient.test_resuming import pipe_of, saved
 
+from efficient.test_resuming import pipe_of, saved
 from iec.efficient import CacheQuantConfig, QuantizationConfig, ReconstructionConfig, calibrate
 
 STEPS, SAMPLES, UNITS = 4, 2, 14

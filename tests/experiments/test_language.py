@@ -51,8 +51,10 @@ def test_corrections(text, expected):
         ("deepcache:5,branch=0", DeepCacheConfig(5, 0)),
         ("w8a8", QuantizationConfig(8, 8)),
         ("W4A8,softmax=6,steps_per_group=5", QuantizationConfig(4, 8, softmax=6, steps_per_group=5)),
+        ("w4a8,bias_correction=true", QuantizationConfig(4, 8, bias_correction=True)),
         ("w4a8,reconstruction=layer", QuantizationConfig(4, 8, reconstruction=ReconstructionConfig("layer"))),
         ("cachequant:5,w4a8,branch=1,schedule=dps", CacheQuantConfig(5, 1, "dps", 4, 8)),
+        ("cachequant:3,w8a8,bias_correction=True", CacheQuantConfig(3, bias_correction=True)),
         ("cachequant:3,float", CacheQuantConfig(3, weights=None)),
         (
             "cachequant:5,w4a8,reconstruction=block",
@@ -83,6 +85,7 @@ def test_three_options_name_one_technique():
         (parse_quantization, "w1a8", r"weights must lie in 2..8"),
         (parse_quantization, "w4a8,reconstruction=global", "Unknown reconstruction 'global'"),
         (parse_quantization, "w4a8,depth=1", "Unknown setting 'depth'"),
+        (parse_quantization, "w4a8,bias_correction=yes", "bias_correction must be true or false, but is 'yes'"),
         (parse_cachequant, "5", "lacks the bits"),
         (parse_cachequant, "five,w8a8", "the cache interval must be an integer"),
         (parse_cachequant, "5,w8a8,schedule=often", "Unknown schedule 'often'"),

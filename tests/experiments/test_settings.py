@@ -6,6 +6,7 @@ import iec
 from iec.efficient import DeepCacheConfig
 from iec.evaluation.cost import EvaluationCost
 from iec.experiments.demo import DemoConfig, make_plan
+from iec.experiments.plans import technique_settings
 from iec.experiments.settings import Setting, rivals
 
 UNIT = EvaluationCost(1000, 416)
@@ -70,3 +71,9 @@ def test_the_plan_runs_every_setting_once_and_fits_the_images_to_the_evaluations
     assert cheap.num_images >= plan.num_images
     assert make_plan(config, config.techniques, UNIT, num_images=12).num_images == 12
     assert plan.evaluations == pytest.approx(plan.num_images * sum(s.cost(UNIT) for s in plan.settings))
+
+
+def test_what_is_off_leaves_the_keys_of_stored_rows_as_they_were():
+    assert "bias_correction" not in technique_settings(QuantizationConfig())
+    assert technique_settings(QuantizationConfig(bias_correction=True))["bias_correction"] is True
+    assert "bias_correction" not in technique_settings(CacheQuantConfig())

@@ -12,8 +12,14 @@ from iec.experiments.settings import Technique
 from iec.method.config import IECConfig
 
 _CACHE_FIELDS = {"branch": int, "schedule": str, "centre": int, "power": float}
-_QUANTIZATION_FIELDS = {"softmax": int, "first_last": int, "steps_per_group": int, "storage": str}
-_CACHEQUANT_FIELDS = {"branch": int, "schedule": str, "storage": str}
+_QUANTIZATION_FIELDS = {
+    "softmax": int,
+    "first_last": int,
+    "steps_per_group": int,
+    "storage": str,
+    "bias_correction": bool,
+}
+_CACHEQUANT_FIELDS = {"branch": int, "schedule": str, "storage": str, "bias_correction": bool}
 _PRESETS = {
     "paper": IECConfig.paper,
     "released": IECConfig.released,
@@ -148,11 +154,7 @@ def _correction_value(key: str, value: str) -> Any:
         return _number(key, value, int)
     if key == "tolerance":
         return _number(key, value, float)
-    if key == "cached_steps":
-        if value.lower() not in ("true", "false"):
-            raise ValueError(f"cached_steps must be true or false, but is '{value}'.")
-        return value.lower() == "true"
-    return value
+    return _boolean(key, value) if key == "cached_steps" else value
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -165,7 +167,13 @@ def _pair(text: str) -> tuple[str, str]:
 def _cast(key: str, value: str, kinds: dict[str, type]) -> Any:
     if key not in kinds:
         raise ValueError(f"Unknown setting '{key}': use {', '.join(kinds)}.")
-    return _number(key, value, kinds[key])
+    return _boolean(key, value) if kinds[key] is bool else _number(key, value, kinds[key])
+
+
+def _boolean(name: str, text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(f"{name} must be true or false, but is '{text}'.")
+    return text.lower() == "true"
 
 
 def _number(name: str, text: str, kind: type) -> Any:

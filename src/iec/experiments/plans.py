@@ -23,6 +23,7 @@ from iec.efficient import (
 from iec.efficient.applying import Technique as Applicable
 from iec.efficient.plan_files import require_model
 from iec.efficient.quantization.layers import Storage
+from iec.efficient.sampler import Sampler
 from iec.experiments.settings import Setting, Technique, quantizes
 from iec.runtime import network_of
 from iec.storage.fingerprint import fingerprint, folder_digest
@@ -150,20 +151,26 @@ def planned(
     folder: Path,
     inputs: Mapping[str, Any],
     on_progress: Callable[[int, int], None],
+    samples: int = 64,
+    batch_size: int = 16,
 ) -> DeepCacheConfig | Path | None:
     """What samples with `technique`: itself, or `folder`, with its plan, which is made there unless it is there.
 
-    Raises ValueError where the folder's plan has other settings or another number of steps.
+    samples, batch_size: of a calibration. Raises ValueError where the folder's plan has other settings or steps.
     """
     if technique is None or (isinstance(technique, DeepCacheConfig) and not needs_plan(technique)):
         return technique
     if folder.exists():
         found = load_plan(folder)
-        if technique_settings(found.config) != technique_settings(technique) or found.num_steps != num_steps:
+        wanted = Sampler.of(pipe.scheduler, num_steps)  # PLMS makes more calls than steps
+        same_steps = found.num_steps == num_steps if found.sampler is None else found.sampler == wanted
+        if technique_settings(found.config) != technique_settings(technique) or not same_steps:
             raise ValueError(f"'{folder}' holds the plan of another technique: use another output folder.")
     else:
         checkpoint = folder.with_name(f".{folder.name}-calibration")
-        plan = calibrate(pipe, technique, num_steps, inputs=inputs, on_progress=on_progress, checkpoint=checkpoint)
+        plan = calibrate(
+            pipe, technique, num_steps, samples, batch_size, 0, inputs, on_progress=on_progress, checkpoint=checkpoint
+        )
         plan.save_pretrained(folder)
     return folder
 
@@ -174,10 +181,10 @@ def needs_plan(technique: Technique) -> bool:
 
 
 def technique_settings(technique: Technique | None) -> dict[str, Any] | None:
-    """The settings that decide what a model computes, as JSON values; what is None is left out."""
+    """The settings that decide what a model computes, as JSON values; what is None or off is left out."""
     if technique is None:
         return None
-    values = {name: value for name, value in asdict(technique).items() if value is not None}
+    values = {name: value for name, value in asdict(technique).items() if value is not None and value is not False}
     kept = {name: value for name, value in values.items() if name not in _STORAGE}
     return {"kind": type(technique).__name__, **kept}
 

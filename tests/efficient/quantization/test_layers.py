@@ -223,7 +223,18 @@ def test_a_correction_of_one_and_zero_changes_nothing():
     assert torch.equal(at(0, module, x), expected)
 
 
-def test_a_correction_needs_a_split_and_both_of_its_parts():
+@pytest.mark.parametrize("name", ["conv", "no bias"])
+def test_a_shift_alone_corrects_the_bias_step_by_step(name):
+    layer = build(name)
+    module, x, shift = quantized(layer), input_of(layer), noise(STEPS, 4)
+    plain = [at(step, module, x) for step in range(STEPS)]
+    module.set_correction(None, shift)
+    for step in range(STEPS):
+        own = shift[step] if name == "no bias" else shift[step].view(-1, 1, 1)
+        torch.testing.assert_close(at(step, module, x), plain[step] + own)
+
+
+def test_a_scale_needs_a_split_and_a_shift():
     for split, scale, shift in ((None, torch.ones(3, 4), torch.ones(3, 4)), (2, torch.ones(3, 4), None)):
         with pytest.raises(ValueError, match="needs a layer that is split"):
             quantized(build("conv"), split=split).set_correction(scale, shift)

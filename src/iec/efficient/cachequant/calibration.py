@@ -66,7 +66,8 @@ def calibrate_cachequant(
         return plan
     with recording_cached(unet, statistics, plan):
         stages.run("activations", statistics)
-    quantization = QuantizationPlan.of(unet, statistics)
+    corrected = () if config.reconstruction is not None else reentry_layers(unet, branch_of(unet, plan.cache))
+    quantization = QuantizationPlan.of(unet, statistics, corrected)
     if config.reconstruction is not None:
         plan = replace(plan, quantization=quantization)
         samples, reentry = collect_cached(unet, plan, trajectories, config.reconstruction, stages.next_stage())

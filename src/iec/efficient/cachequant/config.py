@@ -20,8 +20,9 @@ class CacheQuantConfig:
 
     interval, branch: as of `DeepCacheConfig`. schedule: `uniform`, `plms`, `centred`, `dps` (found by dynamic
     programming), or `auto`: uniform up to an interval of 10, DPS above it. weights, activations: bits; weights None
-    caches without quantizing. storage, keep_original, reconstruction: as of `QuantizationConfig`; reconstruction takes over from the
-    correction of quantized layers.
+    caches without quantizing. storage, keep_original, reconstruction, bias_correction: as of
+    `QuantizationConfig`; reconstruction takes over from the correction of quantized layers, and bias correction leaves
+    to it what it corrects.
 
     Raises ValueError or TypeError for settings that the cache or the quantization refuses.
     """
@@ -34,12 +35,15 @@ class CacheQuantConfig:
     storage: Storage = "simulate"
     keep_original: bool | None = None
     reconstruction: ReconstructionConfig | None = None
+    bias_correction: bool = False
 
     def __post_init__(self) -> None:
         if self.schedule not in get_args(Schedule):
             raise ValueError(f"Unknown schedule '{self.schedule}': use {', '.join(get_args(Schedule))}.")
         if self.weights is None and self.reconstruction is not None:
             raise ValueError("There is nothing to reconstruct without quantization: give the bits of the weights.")
+        if self.weights is None and self.bias_correction:
+            raise ValueError("Without quantization no bias is to be corrected: give the bits of the weights.")
         # Made once here so that bad settings are refused at once.
         self.cache, self.quantization  # noqa: B018
 
@@ -62,6 +66,7 @@ class CacheQuantConfig:
             storage=self.storage,
             keep_original=self.keep_original,
             reconstruction=self.reconstruction,
+            bias_correction=self.bias_correction,
         )
 
     @classmethod

@@ -65,7 +65,8 @@ class CacheQuantPlan:
             for name, (scale, shift) in self.layers.items():
                 layer = network.get_submodule(name)
                 device = next(layer.buffers()).device
-                layer.set_correction(scale.to(device), shift.to(device))
+                shift = shift.to(device) if layer.shift is None else shift.to(device) + layer.shift
+                layer.set_correction(scale.to(device), shift)
         return cached_class(base, self.cache, self.corrected)
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -46,8 +46,8 @@ class DeepCacheConfig:
     interval: N, on average every N-th step is full.
     branch: the encoder entry at which a cached step turns back (0: the input convolution); None: the model's default,
         for `UNet2DModel` the first downsampler, for `UNet2DConditionModel` 1.
-    schedule: `uniform`, `plms` (uniform from the second call on), `centred` (densest around step `centre`, by `power`), `power` (densest at the start), or `dps`
-        (found by calibration).
+    schedule: `uniform`, `plms` (uniform from the second call on), `centred` (densest around step `centre`, by `power`),
+        `power` (densest at the start), or `dps` (found by calibration).
 
     Raises ValueError or TypeError for an interval below 1, a negative branch, or an unknown schedule.
     """

@@ -19,9 +19,12 @@ class QuantizationConfig:
     storage: `simulate` keeps the float weights, `packed` a byte or half a byte per weight, dequantized on use.
     keep_original: in `packed`, whether the float layers are kept too. None: no, since `remove` can read them again from
         the folder that the model was loaded from; `apply` refuses a model for which it could not. False: not even then.
+    bias_correction: whether what rounding the weights adds to a layer's outputs on average is taken off at every step,
+        which costs no evaluation; reconstruction, which trains the rounding itself, is not combined with it.
     reconstruction: how the rounding of weights is trained; None: every weight is rounded to the nearest.
 
-    Raises ValueError or TypeError for bits outside 2..8, groups below 1, or an unknown storage.
+    Raises ValueError or TypeError for bits outside 2..8, groups below 1, an unknown storage, or a bias correction with
+    a reconstruction.
     """
 
     weights: int = 8
@@ -33,6 +36,7 @@ class QuantizationConfig:
     storage: Storage = "simulate"
     keep_original: bool | None = None
     reconstruction: ReconstructionConfig | None = None
+    bias_correction: bool = False
 
     def __post_init__(self) -> None:
         for name in ("weights", "activations", "first_last", "softmax"):
@@ -44,6 +48,10 @@ class QuantizationConfig:
         if self.storage not in ("simulate", "packed"):
             raise ValueError(f"Unknown storage '{self.storage}': use simulate or packed.")
         require_reconstruction(self.reconstruction)
+        if not isinstance(self.bias_correction, bool):
+            raise TypeError(f"bias_correction must be True or False, but is {self.bias_correction!r}.")
+        if self.bias_correction and self.reconstruction is not None:
+            raise ValueError("Reconstruction trains the rounding itself: leave out the bias correction.")
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "QuantizationConfig":

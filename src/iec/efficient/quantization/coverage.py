@@ -10,7 +10,7 @@ from torch import nn
 
 from iec.efficient.quantization.attention import OPERANDS, opens_operands
 from iec.efficient.quantization.config import QuantizationConfig
-from iec.efficient.quantization.layers import QuantizedLayer, operation_of, part_widths
+from iec.efficient.quantization.layers import QuantizedLayer, channel_axis, operation_of, part_widths
 
 _FIRST_LAST = {
     UNet2DModel: ("conv_in", "conv_out"),
@@ -28,10 +28,11 @@ _SPLIT_BLOCKS = {
 
 @dataclass(frozen=True)
 class LayerTarget:
-    """One layer: its name, the widths of the parts of its input channels, and its bits."""
+    """One layer: its name, the widths of the parts of its input channels, which axis those are, and its bits."""
 
     name: str
     widths: tuple[int, ...]
+    channel_axis: int
     weights: int
     activations: int
 
@@ -84,7 +85,8 @@ def coverage(network: nn.Module, config: QuantizationConfig) -> Coverage:
     for name, module in network.named_modules():
         if operation_of(module) is not None:
             bits = (config.first_last,) * 2 if name in edges else (config.weights, config.activations)
-            layers.append(LayerTarget(name, tuple(part_widths(module, splits.get(module))), *bits))
+            widths = tuple(part_widths(module, splits.get(module)))
+            layers.append(LayerTarget(name, widths, channel_axis(module), *bits))
         elif isinstance(module, Attention):
             (attentions if config.attention and opens_operands(module) else in_float).append(name)
         elif any(parameter.dim() > 1 for parameter in module.parameters(recurse=False)):

@@ -92,26 +92,31 @@ class QuantizedLayer(nn.Module):
             # Past nn.Module, which could not move it to another device.
             self.__dict__["blank"] = emptied(layer)
             self.register_buffer("like", layer.weight.new_empty(0), persistent=False)
-        self.channel_axis = 1 - layer.weight.dim()
+        self.channel_axis = channel_axis(layer)
         self.train(layer.training)
         self.set_correction(None, None)
 
     def set_correction(self, scale: torch.Tensor | None, shift: torch.Tensor | None) -> None:
-        """Scale the outputs that the first part contributes, and shift them; both [T, O] (DEC, spec 3.3)."""
-        if (scale is None) != (shift is None) or (scale is not None and len(self.widths) == 1):
-            raise ValueError("A correction has a scale and a shift, and needs a layer that is split.")
+        """Shift the outputs, and scale those that the first part contributes; both [T, O] (DEC, spec 3.3).
+
+        Without a scale it is a correction of the bias. Raises ValueError for a scale without a shift, or without parts.
+        """
+        if scale is not None and (shift is None or len(self.widths) == 1):
+            raise ValueError("A correction's scale needs a shift, and a layer that is split.")
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight: torch.Tensor = self.weight(x.dtype)
         bias: torch.Tensor | None = self.bias
-        if self.scale is not None and self.shift is not None:
-            step = step_of_run(len(self.scale))
-            factor, shift = self.scale[step].to(x.dtype), self.shift[step].to(x.dtype)
-            first = factor.view(-1, *[1] * (weight.dim() - 1)) * weight[:, : self.widths[0]]
-            weight = torch.cat([first, weight[:, self.widths[0] :]], 1)
+        if self.shift is not None:
+            step = step_of_run(len(self.shift))
+            shift = self.shift[step].to(x.dtype)
             bias = shift if bias is None else bias + shift
+            if self.scale is not None:
+                factor = self.scale[step].to(x.dtype).view(-1, *[1] * (weight.dim() - 1))
+                first = factor * weight[:, : self.widths[0]]
+                weight = torch.cat([first, weight[:, self.widths[0] :]], 1)
         return self.operation(self.quantize_input(x), weight, bias)
 
     def restored(self, source: nn.Module | None) -> nn.Module:
@@ -143,6 +148,11 @@ def operation_of(layer: Any) -> Operation | None:
         return None
     settings: dict[str, Any] = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
     return functools.partial(function, **settings)
+
+
+def channel_axis(layer: Any) -> int:
+    """The axis of its input, from the end, that holds the channels."""
+    return 1 - int(layer.weight.dim())
 
 
 def part_widths(layer: Any, split: int | None) -> list[int]:

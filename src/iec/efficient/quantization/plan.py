@@ -1,6 +1,6 @@
 """A quantization plan: everything that calibration found, saved beside the settings that it was found with."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from iec.efficient.plan_files import read_plan, require_model, write_plan
+from iec.efficient.quantization.bias import bias_shifts
 from iec.efficient.quantization.config import QuantizationConfig
 from iec.efficient.quantization.coverage import coverage
 from iec.efficient.quantization.layers import Reconstructed
@@ -31,6 +32,7 @@ class QuantizationPlan:
     weights: the grids of every layer, by its name, one per part [O, 1, ...]. activations: the grid of every activation,
     by its key [groups of steps]. model: the fingerprint of the float network.
     reconstructed: the layers, by name, whose weights are not rounded to the nearest. units: what reconstruction did.
+    shifts: what is added to the outputs of layers to correct their bias, by name, float32 [groups of steps, O].
     sampler: that of the calibration.
     """
 
@@ -41,15 +43,24 @@ class QuantizationPlan:
     model: str
     reconstructed: Mapping[str, Reconstructed] = field(default_factory=dict)
     units: tuple[UnitRecord, ...] = ()
+    shifts: Mapping[str, torch.Tensor] = field(default_factory=dict)
     sampler: Sampler | None = None
 
     @classmethod
-    def of(cls, network: nn.Module, statistics: ActivationStatistics) -> "QuantizationPlan":
-        """The plan of a float network whose activations were recorded. Raises ValueError where they were not."""
+    def of(
+        cls, network: nn.Module, statistics: ActivationStatistics, corrected_first: Collection[str] = ()
+    ) -> "QuantizationPlan":
+        """The plan of a float network whose activations were recorded. Raises ValueError where they were not.
+
+        corrected_first: the layers whose first part is corrected otherwise (DEC).
+        """
         activations = statistics.grids()
         assert statistics.num_steps is not None
-        weights = search_weights(network, statistics.covered)
-        return cls(statistics.covered.config, statistics.num_steps, weights, activations, fingerprint(network))
+        covered = statistics.covered
+        weights = search_weights(network, covered)
+        shifts = bias_shifts(network, covered, weights, statistics.means, corrected_first)
+        model = fingerprint(network)
+        return cls(covered.config, statistics.num_steps, weights, activations, model, shifts=shifts)
 
     def with_part(self, part: "QuantizationPlan") -> "QuantizationPlan":
         """This plan with what `part`, of the same network, says of some layers."""
@@ -69,6 +80,10 @@ class QuantizationPlan:
         covered = coverage(network, self.config)
         require_model(network, self.model)
         quantize_network(network, covered, self.weights, self.activations, self.num_steps, self.reconstructed)
+        for name, shift in self.shifts.items():
+            layer: Any = network.get_submodule(name)
+            by_step = shift.repeat_interleave(self.config.steps_per_group, 0)[: self.num_steps]
+            layer.set_correction(None, by_step.to(next(layer.buffers()).device))
         return subclass(type(network))
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -96,7 +111,7 @@ class QuantizationPlan:
         for name, found in self.reconstructed.items():
             if found.bias is not None:
                 tensors[f"bias/{name}"] = found.bias
-        return tensors
+        return {**tensors, **{f"shift/{name}": shift for name, shift in self.shifts.items()}}
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "QuantizationPlan":
@@ -117,7 +132,8 @@ class QuantizationPlan:
             units = tuple(UnitRecord(**unit) for unit in settings.get("units", []))
             sampler = Sampler.from_dict(settings.get("sampler"))
             reconstructed = _reconstructed(settings, tensors)
-            return cls(config, num_steps, weights, activations, model, reconstructed, units, sampler)
+            shifts = {name.removeprefix("shift/"): x for name, x in tensors.items() if name.startswith("shift/")}
+            return cls(config, num_steps, weights, activations, model, reconstructed, units, shifts, sampler)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"The plan in '{folder}' is incomplete: {error}.") from error
 

@@ -10,6 +10,7 @@ from torch import nn
 from iec.efficient.accumulators import State, joined, part_of
 from iec.efficient.quantization.activations import count_groups
 from iec.efficient.quantization.attention import OPERANDS, OperandProcessor
+from iec.efficient.quantization.bias import ChannelMeans
 from iec.efficient.quantization.coverage import Coverage, LayerTarget
 from iec.efficient.quantization.histogram import Histogram
 from iec.efficient.quantization.network import set_processor
@@ -22,6 +23,7 @@ class ActivationStatistics:
     """The activations of every quantizer of `covered`, by its key and group of steps.
 
     num_steps: of the runs; None before the first. histograms: by key, one per group, from when the key is first seen.
+    means: by key, of the inputs of layers, where the bias is to be corrected.
     The memory does not depend on how many runs are recorded: 16 KiB per key and group.
     """
 
@@ -29,6 +31,9 @@ class ActivationStatistics:
         self.covered = covered
         self.num_steps: int | None = None
         self.histograms: dict[str, list[Histogram]] = {}
+        self.means: dict[str, ChannelMeans] = {}
+        corrected = covered.layers if covered.config.bias_correction else ()
+        self._axes = {key: layer.channel_axis for layer in corrected for key in layer.keys}
 
     def add(self, key: str, values: torch.Tensor) -> None:
         """Count `values` for the current step; correction passes are left out.
@@ -43,10 +48,16 @@ class ActivationStatistics:
         self.num_steps, step = clock.num_steps, clock.step
         if key not in self.histograms:
             self.histograms[key] = self._empty_row()
+        group = step // self.covered.config.steps_per_group
         try:
-            self.histograms[key][step // self.covered.config.steps_per_group].add(values)
+            self.histograms[key][group].add(values)
         except ValueError as error:
             raise ValueError(f"At step {step}, the input of '{key}' became infinite or NaN.") from error
+        if key in self._axes:
+            axis = self._axes[key]
+            if key not in self.means:
+                self.means[key] = ChannelMeans(len(self.histograms[key]), values.shape[axis])
+            self.means[key].add(group, values, axis)
 
     def grids(self) -> dict[str, Grid]:
         """The grids of every key that was seen, delta and zero_point [groups].
@@ -65,7 +76,8 @@ class ActivationStatistics:
         for key, row in self.histograms.items():
             states = [histogram.state() for histogram in row]
             rows[key] = {name: torch.stack([state[name] for state in states]) for name in states[0]}
-        return {"num_steps": torch.tensor(self.num_steps or 0), **joined(rows)}
+        means = {f"{key}/means": own.state() for key, own in self.means.items()}
+        return {"num_steps": torch.tensor(self.num_steps or 0), **joined(rows), **joined(means)}
 
     def load(self, state: State) -> None:
         """Become what gave `state`."""
@@ -75,7 +87,11 @@ class ActivationStatistics:
             if rows:
                 self.histograms[key] = self._empty_row()
                 for group, histogram in enumerate(self.histograms[key]):
-                    histogram.load({name: values[group] for name, values in rows.items()})
+                    histogram.load({name: rows[name][group] for name in histogram.state()})
+            means = part_of(state, f"{key}/means")
+            if means:
+                self.means[key] = ChannelMeans(*means["sums"].shape)
+                self.means[key].load(means)
 
     def _empty_row(self) -> list[Histogram]:
         assert self.num_steps is not None
