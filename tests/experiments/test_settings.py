@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import iec
-from iec.efficient import DeepCacheConfig
+from iec.efficient import CacheQuantConfig, DeepCacheConfig, QuantizationConfig
 from iec.evaluation.cost import EvaluationCost
 from iec.experiments.demo import DemoConfig, make_plan
 from iec.experiments.plans import technique_settings
