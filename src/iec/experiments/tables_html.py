@@ -9,13 +9,20 @@ import torch
 from PIL import Image
 
 from iec.experiments.settings import describe_correction
-from iec.experiments.tables_report import JudgedSystem, JudgedTable, lead_sentence, quality_plot, result_table
+from iec.experiments.tables_report import (
+    JudgedSystem,
+    JudgedTable,
+    lead_sentence,
+    quality_plot,
+    result_table,
+    seed_grid,
+)
 from iec.method.config import IECConfig
 from iec.reports.grid import png_bytes
-from iec.reports.html import PlotSection, Report, Section, TableSection, TextSection, write_html
+from iec.reports.html import PictureSection, PlotSection, Report, Section, TableSection, TextSection, write_html
 from iec.reports.slider import Pair, SliderSection
 
-_PAIRS = 4
+_PAIRS = 6
 
 
 def write_table_html(parts: Sequence[JudgedTable], folder: Path) -> Path:
@@ -28,18 +35,22 @@ def write_table_html(parts: Sequence[JudgedTable], folder: Path) -> Path:
 def table_html(parts: Sequence[JudgedTable]) -> Report:
     """The whole table in its parts."""
     table = parts[0].table
-    lead = (f"Written by `iec reproduce {table.name}`; nothing on this page was put in by hand.",)
+    lead = (f"Written by iec reproduce {table.name}; nothing on this page was put in by hand.",)
     sections = [section for part in parts for section in _sections(part)]
     return Report(f"{table.name}: {table.title}" if len(parts) == 1 else table.name, lead, _facts(parts), sections)
 
 
 def _sections(judged: JudgedTable) -> list[Section]:
-    name = f"{judged.table.part}: " if judged.table.part else ""
-    sliders = [section for one in judged.systems for section in _sliders(one, judged.table.seed)]
+    table = judged.table
+    what, quality, grid = (
+        f"{table.part}: {title}" if table.part else title.capitalize()
+        for title in ("what came out", "quality against cost", "the same seeds in every row")
+    )
+    sliders = [section for one in judged.systems for section in _sliders(one, table.seed)]
     return [
-        TextSection(f"{name}what came out", (lead_sentence(judged),)),
+        TextSection(what, (lead_sentence(judged),)),
         PlotSection(
-            f"{name}quality against cost",
+            quality,
             quality_plot(judged),
             "KD-cifar of every row against its cost",
             "KD-cifar over our CIFAR-10 network, lower is better; the cost counts a cached evaluation by its "
@@ -47,6 +58,7 @@ def _sections(judged: JudgedTable) -> list[Section]:
         ),
         TableSection(result_table(judged)),
         *sliders,
+        PictureSection(grid, png_bytes(seed_grid(judged)), "The first images of every row", "One column per seed."),
     ]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 
 from iec.evaluation.bootstrap import Estimate
 from iec.evaluation.features import extract_features
@@ -147,6 +148,16 @@ def quality_plot(judged: JudgedTable) -> str:
     return quality_cost_plot([point for one in judged.systems for point in _points(one)], "KD-cifar x1000")
 
 
+def seed_grid(judged: JudgedTable) -> Image:
+    """The first images of every row, same seeds in the same column."""
+    pictures = [
+        (setting.label, row.images[:_GRID_IMAGES])
+        for one in judged.systems
+        for setting, row in zip(one.measured.settings, one.measured.rows, strict=True)
+    ]
+    return picture_grid(pictures)
+
+
 def sampling_sentence(table: ExperimentTable) -> str:
     """What every row of the table was sampled with."""
     sampler = "Stable Diffusion's PLMS" if table.solver == "plms-sd" else f"{table.spacing}, eta 0"
@@ -171,12 +182,7 @@ def _section(judged: JudgedTable, titled: bool) -> list[str]:
 def _write_pictures(judged: JudgedTable, folder: Path) -> list[Path]:
     plot, grid = folder / f"{judged.table.stem}.svg", folder / f"{judged.table.stem}.png"
     write_text(plot, quality_plot(judged))
-    pictures = [
-        (setting.label, row.images[:_GRID_IMAGES])
-        for one in judged.systems
-        for setting, row in zip(one.measured.settings, one.measured.rows, strict=True)
-    ]
-    save_png(picture_grid(pictures), grid)
+    save_png(seed_grid(judged), grid)
     return [plot, grid]
 
 

@@ -21,8 +21,9 @@ _MARKED = 16  # points up to which each is marked
 
 @dataclass(frozen=True)
 class Line:
-    """One line: its values at the places `x`, each with its interval [low, high]; dashed where it is not ours.
+    """One line: its values at the places `x`, each with its interval [low, high].
 
+    dashed: not what the panel is about, but beside it. colour: a place among the colours; None: its own in the panel.
     Raises ValueError where the lengths differ, a number is not finite, or a value lies outside its interval.
     """
 
@@ -32,6 +33,7 @@ class Line:
     low: Sequence[float]
     high: Sequence[float]
     dashed: bool = False
+    colour: int | None = None
 
     def __post_init__(self) -> None:
         if not self.x or not len(self.x) == len(self.values) == len(self.low) == len(self.high):
@@ -79,7 +81,7 @@ def line_plot(panels: Sequence[Panel]) -> str:
             _draw(axes, panel)
             for place, line in enumerate(panel.lines):
                 y = 1 - (_HEIGHT + _LINE * (place + 0.5)) / height
-                _draw_key(figure, line, _COLOURS[place], left / width, y, width)
+                _draw_key(figure, line, _colour(line, place), left / width, y, width)
         return svg_element(figure)
 
 
@@ -106,7 +108,8 @@ def _draw(axes: Axes, panel: Panel) -> None:
         least = min(positive) / 2
         axes.set_yscale("log")
         axes.set_ylim(least, 2 * max(value for line in panel.lines for value in line.high))
-    for line, colour in zip(panel.lines, _COLOURS, strict=False):
+    for place, line in enumerate(panel.lines):
+        colour = _colour(line, place)
         shown = [value if value > least else math.nan for value in line.values]
         low, high = ([max(value, least) for value in ends] for ends in (line.low, line.high))
         marker = "o" if len(line.x) <= _MARKED else None
@@ -118,13 +121,18 @@ def _draw(axes: Axes, panel: Panel) -> None:
             "markersize": 4,
         }
         axes.plot(line.x, shown, zorder=3, **look)
-        axes.fill_between(line.x, low, high, color=colour, alpha=0.18, linewidth=0, zorder=2)
+        drawn = [value > least for value in line.values]
+        axes.fill_between(line.x, low, high, where=drawn, color=colour, alpha=0.18, linewidth=0, zorder=2)
 
 
 def _draw_key(figure: Figure, line: Line, colour: str, left: float, y: float, width: float) -> None:
     ends = [left, left + 0.28 / width]
     figure.add_artist(Line2D(ends, [y, y], color=colour, linewidth=1.4, linestyle=_dashes(line)))
     figure.text(left + 0.38 / width, y, line.name, color=FAINT, fontsize=9, va="center_baseline", parse_math=False)
+
+
+def _colour(line: Line, place: int) -> str:
+    return _COLOURS[place if line.colour is None else line.colour]
 
 
 def _dashes(line: Line) -> str:

@@ -7,7 +7,7 @@ from iec.evaluation.bootstrap import Estimate
 from iec.experiments.figures.config import FigureConfig
 from iec.experiments.figures.drawing import Drawing, spread
 from iec.experiments.measuring import Measurements
-from iec.experiments.settings import Setting
+from iec.experiments.settings import Setting, describe_correction
 from iec.experiments.tables import MeasuredSystem, full_precision, measure_table
 from iec.experiments.tables_report import JudgedSystem, judge_table
 from iec.reports.lines import Line, Panel, line_plot
@@ -29,7 +29,7 @@ def draw_steps(figure: FigureConfig, measurements: Measurements) -> Drawing:
     reference = full_precision(table, measurements)
     judged = judge_table(measure_table(table, measurements), reference.images)
     panels = [Panel(_name(one), _FRACTION, "KD-cifar x1000 (lower is better)", [_quality(one)]) for one in judged]
-    overheads = [line for one in judged for line in _overheads(one)]
+    overheads = [line for place, one in enumerate(judged) for line in _overheads(one, place)]
     panels.append(Panel("Overhead", _FRACTION, "processor time, %", overheads))
     return Drawing(
         ".svg",
@@ -66,16 +66,18 @@ def _quality(one: JudgedSystem) -> Line:
     )
 
 
-def _overheads(one: JudgedSystem) -> list[Line]:
+def _overheads(one: JudgedSystem, colour: int) -> list[Line]:
     x, published = corrected_percent(one.measured), one.measured.system.published.get(_PUBLISHED)
-    lines = [_plain(_name(one), x, overhead_percent(one.measured))]
-    return lines if published is None else [*lines, _plain(f"{_name(one)}, published", x, published, dashed=True)]
+    lines = [_plain(_name(one), x, overhead_percent(one.measured), colour)]
+    return (
+        lines if published is None else [*lines, _plain(f"{_name(one)}, published", x, published, colour, dashed=True)]
+    )
 
 
-def _plain(name: str, x: Sequence[float], values: Sequence[float], dashed: bool = False) -> Line:
+def _plain(name: str, x: Sequence[float], values: Sequence[float], colour: int, dashed: bool = False) -> Line:
     points = sorted(zip(x, values, strict=False), key=_first)  # not every row need be published
     y = [value for _, value in points]
-    return Line(name, [place for place, _ in points], y, y, y, dashed)
+    return Line(name, [place for place, _ in points], y, y, y, dashed, colour)
 
 
 def _first(pair: tuple[float, object]) -> float:
@@ -94,7 +96,8 @@ def _sentence(one: JudgedSystem) -> str:
 
 def _table(judged: Sequence[JudgedSystem]) -> Table:
     columns = (
-        Column("corrected steps", align="left", note="% of the full ones"),
+        Column("correction", align="left"),
+        Column("corrected steps", note="% of the full ones"),
         Column("KD-cifar x1000"),
         Column("against none", note="KD-cifar x1000, paired"),
         Column("overhead", note="processor time, %"),
@@ -106,7 +109,9 @@ def _table(judged: Sequence[JudgedSystem]) -> Table:
         overhead = overhead_percent(one.measured)
         for i, percent in enumerate(corrected_percent(one.measured)):
             against = f"{_thousand(one.verdicts[i - 1].difference)} {one.verdicts[i - 1].outcome}" if i else ""
+            correction = one.measured.settings[i].correction
             cells = (
+                "none" if correction is None else describe_correction(correction),
                 f"{percent:.0f}",
                 _thousand(one.figures[i].kernel),
                 against,

@@ -61,9 +61,9 @@ def draw_errors(figure: FigureConfig, errors: LatentErrors) -> Drawing:
         error_panel(
             one.system,
             [
-                _line("without correction", one.without),
-                _line("with correction", one.corrected),
-                _line(_CONTROL, control, dashed=True),
+                error_line("without correction", one.without),
+                error_line("with correction", one.corrected),
+                error_line(_CONTROL, control, dashed=True),
             ],
         )
         for one in found
@@ -113,7 +113,8 @@ def _control_sentence(control: Sequence[Estimate]) -> str:
     )
 
 
-def _line(name: str, steps: Sequence[Estimate], dashed: bool = False) -> Line:
+def error_line(name: str, steps: Sequence[Estimate], dashed: bool = False) -> Line:
+    """The mean error after every step, with its interval."""
     values = [step.value for step in steps]
     # A percentile interval may miss its value by rounding where all errors are alike.
     low = [min(step.low, step.value) for step in steps]
@@ -123,7 +124,7 @@ def _line(name: str, steps: Sequence[Estimate], dashed: bool = False) -> Line:
 
 def _table(found: Sequence[PairedErrors]) -> Table:
     columns = (
-        Column("after step", align="left"),
+        Column("after step", align="left", note="the first is 0"),
         Column("without correction", note="mean squared error"),
         Column("with correction", note="mean squared error"),
         Column("difference", note="paired"),
@@ -133,7 +134,7 @@ def _table(found: Sequence[PairedErrors]) -> Table:
         total = len(one.without)
         for step in sorted({total * part // 4 - 1 for part in (1, 2, 3, 4)} - {-1}):
             estimates = (one.without[step], one.corrected[step], one.difference[step])
-            rows.append(Row((f"{step} of 0-{total - 1}", *map(spread, estimates)), "", one.system))
+            rows.append(Row((str(step), *map(spread, estimates)), "", one.system))
     return Table("", columns, tuple(rows))
 
 
