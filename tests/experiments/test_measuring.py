@@ -6,7 +6,6 @@ from tiny_models import tiny_unet
 
 import iec
 from iec.efficient import DeepCacheConfig
-from iec.evaluation.memory import PeakMemory
 from iec.experiments import measuring
 from iec.experiments.measuring import Measurements
 from iec.experiments.plans import Calibration
@@ -114,16 +113,3 @@ def test_a_users_model_has_its_noise_schedule_in_the_key(tmp_path, keys):
     own.find(Setting(4), 12, 0, "linspace")
     assert keys[0]["noise_schedule"]["beta_end"] == 0.02
     assert keys[0]["scheduler"] == "linspace"
-
-
-def test_peak_memory_counts_what_was_held_only_for_a_moment():
-    with PeakMemory(unet()) as memory:
-        pass
-    if memory.megabytes is None:
-        pytest.skip("this system does not tell the peak memory of a process")
-    with PeakMemory(unet()) as more:
-        torch.ones(50_000_000).sum()
-    with PeakMemory(unet()) as after:
-        pass
-    assert more.megabytes - memory.megabytes > 150
-    assert more.megabytes - after.megabytes > 150

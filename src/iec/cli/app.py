@@ -5,7 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
-from iec.cli import calibrate, convert, demo, evaluate, reproduce, sample, train
+from iec.cli import calibrate, compare, convert, demo, evaluate, reproduce, sample, train
 
 app = typer.Typer(
     name="iec",
@@ -16,6 +16,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("sample")(sample.sample)
+app.command("compare")(compare.compare)
 app.command("evaluate")(evaluate.evaluate)
 app.command("calibrate")(calibrate.calibrate)
 app.command("reproduce")(reproduce.reproduce)

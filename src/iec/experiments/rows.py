@@ -38,7 +38,7 @@ class Sampled:
 
     full, cached, cost: evaluations per image, and F + c C. seconds: wall time of them all. processor_seconds: the same
     in processor time, which other processes on the machine hardly change. model_bytes: of the network's tensors.
-    peak_memory_mb: of the process, all workers together; None where the system does not tell.
+    peak_memory_mb: above what was held before, all workers together; None where the system does not tell.
     """
 
     setting: Setting

@@ -1,9 +1,11 @@
 """A user's model as experiments sample it: an unconditional UNet under DDIM with one of the paper's spacings."""
 
+from typing import cast
+
 import torch
 from diffusers import DiffusionPipeline, UNet2DModel
 
-from iec.method.ddim import SPACINGS
+from iec.method.ddim import SPACINGS, Spacing
 from iec.models.loading import load_pipeline
 from iec.models.unconditional import UnconditionalPipeline
 
@@ -14,13 +16,18 @@ def load_unconditional(model: str, dtype: torch.dtype, spacing: str) -> Uncondit
     Raises ValueError, in one sentence, for a model that cannot be sampled so, or whose images our CIFAR-10 network
     cannot judge.
     """
-    if spacing not in SPACINGS:
-        raise ValueError(f"Here every sampler runs on one time grid: use the spacing {', '.join(SPACINGS)}.")
-    pipe = load_pipeline(model, dtype, spacing=spacing)
+    pipe = load_pipeline(model, dtype, spacing=require_spacing(spacing))
     _require_unconditional(pipe, model)
     own = UnconditionalPipeline(pipe.unet, pipe.scheduler)
     own.set_progress_bar_config(disable=True)
     return own
+
+
+def require_spacing(spacing: str) -> Spacing:
+    """`spacing` itself. Raises ValueError unless it is one of the paper's."""
+    if spacing not in SPACINGS:
+        raise ValueError(f"Here every sampler runs on one time grid: use the spacing {', '.join(SPACINGS)}.")
+    return cast(Spacing, spacing)
 
 
 def _require_unconditional(pipe: DiffusionPipeline, model: str) -> None:

@@ -1,0 +1,225 @@
+"""A comparison as compare.md, compare.json, compare.svg and compare.html."""
+
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from PIL import Image
+
+from iec.experiments.compare.running import ComparedRow, Comparison, same_network
+from iec.experiments.compare.tables import (
+    contest_table,
+    control_table,
+    main_table,
+    plot_points,
+    verdict_sentence,
+)
+from iec.experiments.figures.errors import error_line
+from iec.experiments.plans import technique_settings
+from iec.experiments.rows import Verdict
+from iec.experiments.settings import describe, quantizes
+from iec.reports.grid import picture_grid, png_bytes
+from iec.reports.html import PictureSection, PlotSection, Report, Section, TableSection, TextSection, write_html
+from iec.reports.lines import error_panel, line_plot
+from iec.reports.plot import pareto_front, quality_cost_plot
+from iec.reports.slider import Pair, SliderSection
+from iec.reports.table import to_markdown
+from iec.storage.files import write_json, write_text
+
+_GRID_IMAGES, _PAIRS = 12, 8
+_LEAD = (
+    "Iterative error correction (IEC) evaluates the network again at the state it has just reached. Whether that pays "
+    "depends on what the same evaluations buy otherwise on the same network: a smaller cache interval, more steps, "
+    "another solver, or a correction that costs nothing. This page puts them side by side, at measured cost, from the "
+    "same seeds."
+)
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> dict[str, Path]:
+    """Write the four files into `folder` and return their paths."""
+    paths = {kind: folder / f"compare.{kind}" for kind in ("md", "json", "svg", "html")}
+    plot = comparison_plot(comparison)
+    write_text(paths["svg"], plot)
+    write_text(paths["md"], comparison_markdown(comparison))
+    write_html(comparison_report(comparison, plot), paths["html"])
+    write_json(paths["json"], comparison_json(comparison))
+    return paths
+
+
+def comparison_plot(comparison: Comparison) -> str:
+    """KD-cifar against cost, as SVG."""
+    return quality_cost_plot(plot_points(comparison), "KD-cifar x1000")
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """The whole page; its plot lies beside it."""
+    tables = (main_table(comparison), contest_table(comparison), control_table(comparison))
+    facts = "\n".join(f"- {name}: {value}" for name, value in _facts(comparison))
+    parts = [
+        f"# What correction is worth: {comparison.request.plain.label}",
+        f"**{verdict_sentence(comparison)}**",
+        _LEAD,
+        "![KD-cifar against cost](compare.svg)",
+        *map(to_markdown, tables),
+        f"Settings:\n\n{facts}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def comparison_report(comparison: Comparison, plot: str) -> Report:
+    """The whole page as HTML."""
+    sections: list[Section] = [
+        TextSection("Verdict", (verdict_sentence(comparison),)),
+        PlotSection("Quality against cost", plot, "KD-cifar against cost for every row"),
+        TableSection(contest_table(comparison)),
+        TableSection(main_table(comparison)),
+        TableSection(control_table(comparison)),
+        *_errors(comparison),
+        *_sliders(comparison),
+        PictureSection(
+            "The same seeds in every row",
+            png_bytes(picture_grid([(row.setting.label, _first(row, _GRID_IMAGES)) for row in _pictured(comparison)])),
+            f"The first {_GRID_IMAGES} images of full precision, the model, and each corrector with its best rival",
+            "One row per setting, one column per seed.",
+        ),
+    ]
+    title = f"What correction is worth: {comparison.request.plain.label}"
+    return Report(title, (_LEAD,), _facts(comparison), sections)
+
+
+def comparison_json(comparison: Comparison) -> dict[str, Any]:
+    """The comparison as JSON values."""
+    request = comparison.request
+    front = {point.label for point in pareto_front(plot_points(comparison))}
+    rows = [
+        {
+            "role": row.role,
+            **row.stored.record,
+            "sampler": row.setting.sampler.to_dict(),
+            "correction": None if row.setting.correction is None else row.setting.correction.to_dict(),
+            "same_network": same_network(row.setting, request),
+            "pareto_front": row.setting.label in front,
+            "kd_cifar": _figure(row, row.kernel),
+            "fd_cifar": _figure(row, row.frechet),
+            "psnr": _figure(row, row.psnr),
+        }
+        for row in comparison.rows
+    ]
+    return {
+        "verdict": verdict_sentence(comparison),
+        "settings": {
+            "model": request.model or "embedded",
+            "technique": technique_settings(request.technique),
+            "corrections": [correction.to_dict() for correction in request.corrections],
+            "num_steps": request.num_steps,
+            "spacing": request.spacing,
+            "images": request.images,
+            "seed": request.seed,
+            "tuning_images": request.tuning_images,
+            "batch_size": request.batch_size,
+            "dtype": request.dtype,
+            "calibration": asdict(request.calibration),
+            "cached_fraction": comparison.unit.cached_fraction,
+        },
+        "contests": [
+            {
+                "setting": contest.ours.setting.label,
+                "best": _verdict(contest.best),
+                "rivals": [_verdict(verdict) for verdict in contest.verdicts],
+            }
+            for contest in comparison.contests
+        ],
+        "controls": [{"setting": setting.label, **_verdict(verdict)} for setting, verdict in comparison.controls],
+        "error_over_steps": [
+            {"setting": setting.label, "images": request.error_images, "mean_squared_error": [asdict(s) for s in steps]}
+            for setting, steps in comparison.errors
+        ],
+        "rows": rows,
+    }
+
+
+def _figure(row: ComparedRow, estimate: Any) -> dict[str, Any] | None:
+    return None if estimate is None else {**asdict(estimate), "images": len(row.stored.images)}
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    return {"rival": verdict.rival.label, "outcome": verdict.outcome, "kd_difference": asdict(verdict.difference)}
+
+
+def _pictured(comparison: Comparison) -> list[ComparedRow]:
+    """Full precision, the model, and every corrected row with its best rival, each once."""
+    request = comparison.request
+    settings = [comparison.rows[0].setting, request.plain]
+    for contest in comparison.contests:
+        settings += [contest.ours.setting, contest.best.rival]
+    return [comparison.row(setting) for setting in dict.fromkeys(settings)]
+
+
+def _errors(comparison: Comparison) -> list[Section]:
+    """One panel: the dashed lines are full precision with correction, moved by the solver alone."""
+    lines = [
+        error_line(setting.label, steps, dashed=setting.technique != comparison.request.technique)
+        for setting, steps in comparison.errors
+    ]
+    if not lines:
+        return []
+    panel = error_panel(f"T={comparison.request.num_steps}", lines)
+    caption = (
+        f"Mean squared error of the state after every step against full precision without correction, over "
+        f"{comparison.request.error_images} images, with 95 % intervals; dashed: full precision, corrected."
+    )
+    title = "The error over the sampling steps"
+    return [PlotSection(title, line_plot([panel]), "The error of the state over the sampling steps", caption)]
+
+
+def _sliders(comparison: Comparison) -> list[Section]:
+    plain = comparison.row(comparison.request.plain)
+    return [
+        SliderSection(
+            f"Before and after: {contest.ours.setting.label}",
+            "without correction",
+            "with correction",
+            [
+                Pair(f"seed {comparison.request.seed}, image {index}", _png(before), _png(after))
+                for index, (before, after) in enumerate(
+                    zip(_first(plain, _PAIRS), _first(contest.ours, _PAIRS), strict=True)
+                )
+            ],
+        )
+        for contest in comparison.contests
+    ]
+
+
+def _first(row: ComparedRow, count: int) -> torch.Tensor:
+    return row.stored.images[:count]
+
+
+def _png(image: torch.Tensor) -> bytes:
+    return png_bytes(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()))
+
+
+def _facts(comparison: Comparison) -> tuple[tuple[str, str], ...]:
+    request, unit = comparison.request, comparison.unit
+    simulated = ", simulated arithmetic" if quantizes(request.technique) else ""
+    return (
+        ("model", "the embedded CIFAR-10 UNet" if request.model is None else request.model),
+        ("made efficient by", f"{describe(request.technique)}{simulated}"),
+        ("sampler", f"DDIM, {request.spacing} spacing, eta 0, T={request.num_steps} unless a row says otherwise"),
+        ("images per row", f"{request.images}, seed {request.seed}, batches of {request.batch_size}"),
+        ("network dtype", f"{request.dtype}; the state is float32"),
+        ("plans", f"from {request.calibration.samples} trajectories of seed {request.calibration.seed} + 2000"),
+        ("one full evaluation", f"{unit.full / 1e6:.0f} million multiply-adds"),
+        ("one cached evaluation", f"{unit.cached_fraction:.3f} of a full one"),
+        (
+            "versions",
+            f"torch {torch.__version__}, diffusers {diffusers.__version__}, Python {platform.python_version()}",
+        ),
+        ("machine", f"{platform.machine()}; rows by {_workers(comparison)} workers of one thread"),
+    )
+
+
+def _workers(comparison: Comparison) -> str:
+    return " or ".join(sorted({str(row.stored.record["threads"]) for row in comparison.rows}))

@@ -1,0 +1,100 @@
+"""What a comparison compares, checked before anything is sampled."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from iec.efficient import DeepCacheConfig, QuantizationConfig
+from iec.efficient.caching.deepcache import require_cacheable
+from iec.evaluation.bootstrap import MINIMUM_IMAGES
+from iec.evaluation.cost import EvaluationCost, evaluation_cost
+from iec.evaluation.generate import generate
+from iec.experiments.measuring import Measurements
+from iec.experiments.plans import Calibration
+from iec.experiments.rows import cached_evaluation_cost
+from iec.experiments.settings import Setting, Technique
+from iec.method.config import IECConfig
+from iec.method.ddim import Spacing, spaced_timesteps
+from iec.method.steps import select_steps
+from iec.runtime import network_of
+
+#: The published correction, and the cheap one at both ends.
+DEFAULT_CORRECTIONS = (IECConfig.paper(), IECConfig(steps="edges:1/10"))
+_TUNING_IMAGES, _ERROR_IMAGES = 256, 64
+_CALIBRATION = Calibration()
+
+
+@dataclass(frozen=True)
+class Request:
+    """The settings of a comparison.
+
+    technique: what makes the model efficient; None compares correction on the model as it is. corrections: the
+    correctors. model: as of `Measurements`. calibration: how plans are made.
+    """
+
+    technique: Technique | None = None
+    corrections: tuple[IECConfig, ...] = DEFAULT_CORRECTIONS
+    num_steps: int = 20
+    images: int = 500
+    seed: int = 0
+    batch_size: int = 32
+    dtype: str = "float32"
+    spacing: Spacing = "quad"
+    model: str | None = None
+    calibration: Calibration = _CALIBRATION
+
+    @property
+    def plain(self) -> Setting:
+        """The model that is corrected, without correction."""
+        return Setting(self.num_steps, self.technique)
+
+    @property
+    def corrected(self) -> tuple[Setting, ...]:
+        """The same with each corrector."""
+        return tuple(Setting(self.num_steps, self.technique, correction) for correction in self.corrections)
+
+    @property
+    def tuning_images(self) -> int:
+        """How many images of the calibration seed choose a parameter."""
+        return min(self.images, _TUNING_IMAGES)
+
+    @property
+    def error_images(self) -> int:
+        """Over how many images the error of the state is measured."""
+        return min(self.images, _ERROR_IMAGES)
+
+    def measurements(self, folder: Path, **callbacks: Any) -> Measurements:
+        """The rows of this comparison, kept in `folder`; the callbacks are those of `Measurements`."""
+        return Measurements(folder, self.dtype, self.batch_size, self.calibration, model=self.model, **callbacks)
+
+    def require_valid(self, pipe: DiffusionPipeline) -> EvaluationCost:
+        """The unit of cost of `pipe`, which is the model without anything applied.
+
+        Raises ValueError or TypeError, in one sentence, for settings that cannot be compared.
+        """
+        if self.images < MINIMUM_IMAGES:
+            raise ValueError(f"A comparison needs at least {MINIMUM_IMAGES} images per row, but got {self.images}.")
+        if not self.corrections:
+            raise ValueError("There is no corrector to compare: give at least one.")
+        for correction in self.corrections:
+            if not correction.num_iterations or not any(correction.relaxations):
+                raise ValueError("A corrector that corrects nothing cannot be compared: raise its relaxation.")
+        generate(pipe, self.images, self.num_steps, self.seed, self.batch_size)  # refuses what it cannot sample
+        spaced_timesteps(self.num_steps, self.spacing)
+        for correction in self.corrections:
+            select_steps(correction.steps, self.num_steps)
+        cache = cache_of(self.technique)
+        if cache is None:
+            return evaluation_cost(network_of(pipe))
+        require_cacheable(network_of(pipe), cache)
+        cache.require_fit(self.num_steps)
+        return cached_evaluation_cost(pipe, DeepCacheConfig(2, cache.branch))
+
+
+def cache_of(technique: Technique | None) -> DeepCacheConfig | None:
+    """The cache of a technique, if it has one."""
+    if technique is None or isinstance(technique, QuantizationConfig):
+        return None
+    return technique if isinstance(technique, DeepCacheConfig) else technique.cache
