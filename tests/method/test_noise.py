@@ -68,3 +68,8 @@ def test_an_index_that_would_run_into_the_next_seed_is_refused(index):
 def test_calibration_seeds_lie_beyond_the_sampling_seeds():
     assert CALIBRATION_OFFSET > MAX_SEED
     image_generator(MAX_SEED + CALIBRATION_OFFSET, 0)
+
+
+def test_no_image_is_refused():
+    with pytest.raises(ValueError, match="one generator for each image"):
+        initial_noise([], (3, 8, 8))

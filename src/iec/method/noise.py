@@ -30,7 +30,9 @@ def initial_noise(generators: Iterable[torch.Generator], shape: Sequence[int]) -
     """Standard normal noise [B, *shape] in float32, sample i from generator i.
 
     Always float32: drawing in the network's dtype would make an image depend on that dtype.
+    Raises ValueError without generators.
     """
-    return torch.stack(
-        [torch.randn(tuple(shape), generator=generator, dtype=torch.float32) for generator in generators]
-    )
+    samples = [torch.randn(tuple(shape), generator=generator, dtype=torch.float32) for generator in generators]
+    if not samples:
+        raise ValueError("There is nothing to sample: give one generator for each image.")
+    return torch.stack(samples)
