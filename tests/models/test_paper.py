@@ -2,10 +2,8 @@
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline
-from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from diffusers import PNDMScheduler
 from tiny_models import noise, seeded
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import iec
 from iec.efficient import DeepCacheConfig, apply, remove
@@ -13,6 +11,7 @@ from iec.models.paper import load_paper_model, paper_model, paper_models
 from iec.runtime import SpacedDDIMScheduler
 
 from .compvis.settings import tiny_paper_model
+from .paper_folders import save_paper_model
 
 # Parameters of the UNets as published: spec section 1.7, the tables of the latent-diffusion paper (294 M, 274 M, and
 # 400 M with its class embedder), and the size that diffusers prints for Stable Diffusion v1.
@@ -90,7 +89,7 @@ def test_a_model_with_a_hub_name_is_loaded_by_it(monkeypatch):
 def cifar(tmp_path):
     """The hub's folder in small: DDPM that clips."""
     model = tiny_paper_model("cifar10")
-    DDPMPipeline(seeded(model.unet.make()), DDPMScheduler()).save_pretrained(tmp_path)
+    save_paper_model(model, tmp_path)
     return model, load_paper_model(model, tmp_path)
 
 
@@ -110,30 +109,9 @@ def test_another_network_is_refused(cifar, tmp_path):
         load_paper_model("cifar10", tmp_path)
 
 
-def stable_diffusion(folder):
-    """Stable Diffusion in small; its safety checker calls everything unsafe."""
-    model = tiny_paper_model("coco")
-    small = {"hidden_size": 6, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    vision = {**small, "image_size": 4, "patch_size": 2}
-    checker = StableDiffusionSafetyChecker(CLIPConfig(text_config=small, vision_config=vision, projection_dim=4))
-    checker.concept_embeds_weights.data.fill_(-9.0)
-    words = {word: i for i, word in enumerate(("a</w>", "b</w>", "<|startoftext|>", "<|endoftext|>"))}
-    ids = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 3}
-    text = CLIPTextConfig(vocab_size=4, max_position_embeddings=5, **small, **ids)
-    StableDiffusionPipeline(
-        vae=seeded(model.autoencoder.make()),
-        unet=seeded(model.unet.make()),
-        scheduler=PNDMScheduler(),
-        safety_checker=checker,
-        feature_extractor=CLIPImageProcessor(size={"shortest_edge": 4}, crop_size={"height": 4, "width": 4}),
-        text_encoder=seeded(CLIPTextModel(text)),
-        tokenizer=CLIPTokenizer(words, [], model_max_length=5),
-    ).save_pretrained(folder)
-    return model
-
-
 def test_stable_diffusion_is_sampled_by_plms_without_its_safety_checker(tmp_path):
-    model = stable_diffusion(tmp_path)
+    model = tiny_paper_model("coco")
+    save_paper_model(model, tmp_path)
     pipe = load_paper_model(model, tmp_path)
     assert pipe.safety_checker is None
     assert type(pipe.scheduler) is PNDMScheduler

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from iec.cli.common import Json, print_json, progress
+from iec.cli.reproduce_paper import PaperOptions, reproduce_paper
 
 if TYPE_CHECKING:
     from iec.experiments.settings import Setting
@@ -33,9 +34,38 @@ def reproduce(
     available: Annotated[
         bool, typer.Option("--available", help="Of `efficient` and figures: sample nothing; what lacks is named.")
     ] = False,
+    scale: Annotated[
+        str, typer.Option(help="embedded (our model), or paper (table1 to table5 with the paper's models).")
+    ] = "embedded",
+    data: Annotated[
+        str | None, typer.Option(help="Of the paper scale: cifar10, churches, bedrooms, imagenet or coco.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Of the paper scale: the folder that iec convert wrote, or another hub name.")
+    ] = None,
+    captions: Annotated[
+        Path | None, typer.Option(help="Of the paper scale: a file of COCO captions, one a line.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Of the paper scale: the real images, or an npz of their statistics.")
+    ] = None,
+    features: Annotated[
+        str | None, typer.Option(help="Of the paper scale: inception (the default; extra fid) or cifar.")
+    ] = None,
+    clip_model: Annotated[
+        str | None, typer.Option(help="Of the paper scale: a CLIP model of transformers; without it, ViT-g/14.")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option("-n", "--images", help="Of the paper scale: fewer images per row than the paper has.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Of the paper scale: images per batch; without it, the paper's.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Of the paper scale: a torch device, such as cuda.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the paper scale: the network's dtype; float32.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure the paper's claims on the embedded model; interrupted, the same command goes on row by row.
+    """Measure the paper's claims on the embedded model, or with --scale paper on the paper's; run again, it goes on.
 
     Example: iec reproduce table2 -o results/
     """
@@ -46,6 +76,13 @@ def reproduce(
     known = ["efficient", *table_names(), *figure_names()]
     if what not in known:
         raise ValueError(f"There is nothing called '{what}' to reproduce: use {', '.join(known)}.")
+    options = PaperOptions(data, model, captions, reference, features, clip_model, images, batch_size, device, dtype)
+    if scale not in ("embedded", "paper"):
+        raise ValueError(f"Unknown scale '{scale}': use embedded or paper.")
+    if scale == "paper":
+        reproduce_paper(what, options, output, results, as_json)
+        return
+    options.require_unset()
     if what == "efficient":
         from iec.experiments.evidence import EvidenceConfig
 

@@ -21,6 +21,7 @@ _COMPONENTS = ("unet", "scheduler", "autoencoder", "class_embedder")
 class PaperModel:
     """A model of the paper's experiments, and how they sample it.
 
+    dataset: what the paper's tables call its data.
     hub: the name of its weights; None where they exist only as a CompVis checkpoint.
     weights: which weights of a CompVis checkpoint are sampled, `ema` (their running average) or `raw`.
     num_steps, eta, guidance_scale (None: no guidance), images, batch_size: of the published runs.
@@ -31,6 +32,7 @@ class PaperModel:
 
     name: str
     title: str
+    dataset: str
     unet: Component
     scheduler: Component
     num_steps: int
@@ -54,6 +56,11 @@ class PaperModel:
         components = {part: Component.from_table(table[part]) for part in _COMPONENTS if part in table}
         settings: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in table.items()}
         return cls(name=name, **{**settings, **components})
+
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether its images are of prompts: it is guided, but not to classes."""
+        return self.guidance_scale is not None and self.class_embedder is None
 
     @property
     def inputs(self) -> dict[str, Any]:

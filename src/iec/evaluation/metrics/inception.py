@@ -15,19 +15,23 @@ class InceptionExtractor:
 
     pooled: [B, 2048], pool_3. logits: [B, 1008], without the bias, as in published scores. spatial: [B, 2023],
     the first 7 channels of `mixed_6/conv` at 17x17 places, as in sFID (Nash et al. 2021). weights: torch-fidelity's
-    file; None lets it download or find its own. Raises ValueError where the extra is missing.
+    file; None lets it download or find its own. Raises ValueError where the extra or the weights are missing.
     """
 
     titles = Titles("FID", "KID", "sFID", "IS", "precision", "recall")
 
     def __init__(self, weights: str | Path | None = None, device: str = "cpu") -> None:
         module = require_extra("torch_fidelity.feature_extractor_inceptionv3", "fid", "Inception's features")
-        self.network: torch.nn.Module = module.FeatureExtractorInceptionV3(
-            "inception-v3-compat",
-            ["2048", "logits_unbiased"],
-            feature_extractor_weights_path=None if weights is None else str(weights),
-            verbose=False,
-        ).to(device)
+        try:
+            network: torch.nn.Module = module.FeatureExtractorInceptionV3(
+                "inception-v3-compat",
+                ["2048", "logits_unbiased"],
+                feature_extractor_weights_path=None if weights is None else str(weights),
+                verbose=False,
+            )
+        except OSError as error:  # among them what urllib raises where there is no network
+            raise ValueError(f"Inception's weights could not be loaded by torch-fidelity: {error}.") from error
+        self.network = network.to(device)
         self.device = device
         self._maps: list[torch.Tensor] = []
         # TensorFlow's mixed_6 is the third block at 17x17, and its `conv` the branch of one 1x1 convolution.

@@ -1,0 +1,1 @@
+"""The paper's tables at the paper's scale: its models, image counts and metrics."""
