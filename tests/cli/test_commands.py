@@ -104,6 +104,8 @@ def test_bad_models_and_folders_are_one_sentence_and_exit_code_2(iec, model, tmp
         (["demo", "--plan", tmp_path / "nowhere"], "holds no plan"),
         (["reproduce", "table9"], "nothing called 'table9'"),
         (["reproduce", "efficient", "--size", "huge"], "Unknown size 'huge'"),
+        (["reproduce", "figure1"], "comes with `iec analyze`"),
+        (["reproduce", "figure7", "--available", "-o", tmp_path / "f", "--results", tmp_path / "m"], "DeepCache N=10"),
         (["calibrate", model], "Nothing to calibrate"),
         (["calibrate", model, "--quantize", "w1a8"], "weights must lie in 2..8"),
         (["calibrate", model, "--quantize", "w8a8", "--samples", 0], "samples must be at least 1"),

@@ -4,7 +4,6 @@ import re
 import pytest
 import torch
 from PIL import Image
-from tiny_models import tiny_unet
 
 import iec
 from iec.efficient import DeepCacheConfig, applied
@@ -15,16 +14,8 @@ from iec.experiments.demo_report import demo_sentences, demo_table, verdict_tabl
 from iec.experiments.plans import Plans
 from iec.experiments.rows import Verdict, sample_setting
 from iec.experiments.settings import Setting
-from iec.models.unconditional import UnconditionalPipeline
-from iec.runtime import SpacedDDIMScheduler
 
-
-def tiny_pipeline(**settings):
-    pipe = UnconditionalPipeline(
-        tiny_unet(sample_size=32, block_out_channels=(4, 4), norm_num_groups=2), SpacedDDIMScheduler()
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+from .tiny import tiny_pipeline
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import tiny_unet
 
 import iec
 from iec.efficient import CacheQuantConfig, DeepCacheConfig, QuantizationConfig
@@ -12,7 +11,8 @@ from iec.experiments.evidence import REFRESH_ONLY, EvidenceConfig, available, me
 from iec.experiments.evidence_report import claims, corrections, equal_cost, evidence_table, judge_part, write_evidence
 from iec.experiments.settings import Setting
 from iec.models.unconditional import UnconditionalPipeline
-from iec.runtime import SpacedDDIMScheduler
+
+from .tiny import tiny_pipeline
 
 FILE = """
 dtype = "float32"
@@ -26,13 +26,6 @@ seeds = [0, 1]
 refresh = ["deepcache:2"]
 systems = ["float", "w8a8", "deepcache:2", "cachequant:2,w8a8"]
 """
-
-
-def tiny_pipeline(**settings):
-    unet = tiny_unet(sample_size=32, block_out_channels=(4, 4), norm_num_groups=2)
-    pipe = UnconditionalPipeline(unet, SpacedDDIMScheduler())
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
-from tiny_models import tiny_unet
 
 import iec
 from iec.efficient import DeepCacheConfig, apply
@@ -18,17 +17,10 @@ from iec.experiments.figures.reproduce import FigureSource, figure_settings
 from iec.experiments.plans import Calibration
 from iec.experiments.settings import Setting
 from iec.experiments.tables import System, full_precision, measure_table
-from iec.models.unconditional import UnconditionalPipeline
-from iec.runtime import SpacedDDIMScheduler
+
+from .tiny import tiny_pipeline
 
 STEPS, IMAGES, BATCH = 4, 12, 5
-
-
-def tiny_pipeline(spacing="quad", **settings):
-    unet = tiny_unet(sample_size=32, block_out_channels=(4, 4), norm_num_groups=2)
-    pipe = UnconditionalPipeline(unet, SpacedDDIMScheduler(spacing=spacing))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import PNDMScheduler
-from tiny_models import tiny_unet
 
 import iec
 from iec.efficient import DeepCacheConfig
@@ -15,15 +14,8 @@ from iec.experiments.settings import Setting
 from iec.experiments.tables import System, full_precision, load_table, load_tables, measure_table, table_names
 from iec.experiments.tables_report import JudgedTable, judge_table, result_table, write_table
 from iec.models.features import load_feature_network
-from iec.models.unconditional import UnconditionalPipeline
-from iec.runtime import SpacedDDIMScheduler
 
-
-def tiny_pipeline(spacing="quad", **settings):
-    unet = tiny_unet(sample_size=32, block_out_channels=(4, 4), norm_num_groups=2)
-    pipe = UnconditionalPipeline(unet, SpacedDDIMScheduler(spacing=spacing))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+from .tiny import tiny_pipeline
 
 
 @pytest.fixture
