@@ -65,7 +65,7 @@ def compare(
     corrections = [parse_correction(text) for text in correct or ()]
     request = Request(
         parse_one_technique(cache, quantize, cachequant),
-        tuple(found for found in corrections if found is not None) if correct else DEFAULT_CORRECTIONS,
+        tuple(dict.fromkeys(found for found in corrections if found is not None)) if correct else DEFAULT_CORRECTIONS,
         steps,
         images,
         seed,

@@ -14,7 +14,7 @@ from iec.evaluation.generate import generate
 from iec.experiments.measuring import Measurements
 from iec.experiments.plans import Calibration
 from iec.experiments.rows import cached_evaluation_cost
-from iec.experiments.settings import Setting, Technique
+from iec.experiments.settings import Setting, Technique, describe_correction
 from iec.method.config import IECConfig
 from iec.method.ddim import Spacing, spaced_timesteps
 from iec.method.steps import select_steps
@@ -78,18 +78,21 @@ class Request:
             raise ValueError(f"A comparison needs at least {MINIMUM_IMAGES} images per row, but got {self.images}.")
         if not self.corrections:
             raise ValueError("There is no corrector to compare: give at least one.")
-        for correction in self.corrections:
-            if not correction.num_iterations or not any(correction.relaxations):
-                raise ValueError("A corrector that corrects nothing cannot be compared: raise its relaxation.")
         generate(pipe, self.images, self.num_steps, self.seed, self.batch_size)  # refuses what it cannot sample
         spaced_timesteps(self.num_steps, self.spacing)
-        for correction in self.corrections:
-            select_steps(correction.steps, self.num_steps)
         cache = cache_of(self.technique)
+        if cache is not None:
+            require_cacheable(network_of(pipe), cache)
+            cache.require_fit(self.num_steps)
+        for setting, correction in zip(self.corrected, self.corrections, strict=True):
+            select_steps(correction.steps, self.num_steps)
+            if not any(correction.relaxations) or setting.evaluations() == self.plain.evaluations():
+                raise ValueError(
+                    f"The corrector '{describe_correction(correction)}' corrects nothing here: choose a "
+                    "relaxation above 0, and steps that are computed in full."
+                )
         if cache is None:
             return evaluation_cost(network_of(pipe))
-        require_cacheable(network_of(pipe), cache)
-        cache.require_fit(self.num_steps)
         return cached_evaluation_cost(pipe, DeepCacheConfig(2, cache.branch))
 
 

@@ -107,13 +107,14 @@ def run_comparison(
     def tuning(setting: Setting) -> StoredRow:
         return measurements.row(setting, request.tuning_images, request.seed, request.spacing, calibration=True)
 
-    reference = sampled(Setting(request.num_steps))
+    full_precision = Setting(request.num_steps)
+    reference = sampled(full_precision)
     judge = Judge(load_feature_network(), load_reference(), reference.images)
     chosen = [
         best_of(family, lambda setting: judge.kernel_distance(tuning(setting).images)) for family in work.families
     ]
     found = [*work.candidates, *(Candidate(ROLES[-1], setting) for setting in chosen)]
-    rows = [(candidate, sampled(candidate.setting)) for candidate in found]
+    rows = [(one, reference if one.setting == full_precision else sampled(one.setting)) for one in found]
     errors = measured_errors(request, measurements, folder)
     return replace(judge_rows(request, unit, rows, judge), errors=errors)
 

@@ -10,15 +10,15 @@ from iec.reports.table import Column, Row, RowStyle, Table
 
 _COLUMNS = (
     Column("setting", align="left"),
+    Column("cost", note="full evaluations"),
     Column("KD-cifar x1000", note="lower is better"),
+    Column("front", align="center"),
     Column("FD-cifar", note="lower is better"),
     Column("PSNR", note="to full precision, dB"),
     Column("full", note="evaluations"),
     Column("cached", note="evaluations"),
-    Column("cost", note="full evaluations"),
     Column("time", note="s"),
     Column("memory", note="weights and peak, MB"),
-    Column("front", align="center"),
 )
 _CONTEST_COLUMNS = (
     Column("against", align="left"),
@@ -58,17 +58,13 @@ def verdict_sentence(comparison: Comparison) -> str:
 
 
 def main_table(comparison: Comparison) -> Table:
-    """Every row, those of one role together; the rows of the Pareto front are marked."""
+    """Every row, those of one role together, cheapest first; the rows of the Pareto front are marked."""
     outcomes = {contest.ours.setting: contest.best.outcome for contest in comparison.contests}
     front = {point.label for point in pareto_front(plot_points(comparison))}
-    rows = []
-    for role in ROLES:
-        for row in comparison.rows:
-            if row.role == role:
-                style = _STYLES[outcomes[row.setting]] if row.setting in outcomes else ""
-                if row is comparison.rows[0]:
-                    style = "reference"
-                rows.append(Row(_cells(row, row.setting.label in front), style, role))
+    styles = {setting: _STYLES[outcome] for setting, outcome in outcomes.items()}
+    styles.setdefault(comparison.rows[0].setting, "reference")
+    ordered = sorted(comparison.rows, key=lambda row: (ROLES.index(row.role), row.cost))
+    rows = [Row(_cells(row, row.setting.label in front), styles.get(row.setting, ""), row.role) for row in ordered]
     return Table(_title(comparison), _COLUMNS, tuple(rows), _notes(comparison))
 
 
@@ -119,15 +115,15 @@ def _cells(row: ComparedRow, on_front: bool) -> tuple[str, ...]:
     peak = record.get("peak_memory_mb")  # rows of earlier versions lack it
     return (
         row.setting.label,
+        f"{row.cost:.2f}",
         spread(row.kernel, 1000, 1),
+        "yes" if on_front else "",
         spread(row.frechet, 1, 2),
         "reference" if row.psnr is None else spread(row.psnr, 1, 1),
         str(record["full_evaluations"]),
         str(record["cached_evaluations"]),
-        f"{row.cost:.2f}",
         f"{record['seconds']:.1f}",
         "" if peak is None else f"{record['model_bytes'] / 1e6 + peak:.0f}",
-        "yes" if on_front else "",
     )
 
 
