@@ -1,17 +1,14 @@
 """`iec reproduce`."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from iec.cli.common import Json, print_json, progress
+from iec.cli.common import Json, print_json
 from iec.cli.reproduce_paper import PaperOptions, reproduce_paper
-
-if TYPE_CHECKING:
-    from iec.experiments.settings import Setting
+from iec.cli.watching import watched
 
 
 def reproduce(
@@ -113,7 +110,7 @@ def _efficient(
             return evidence.available(config, measurements)
         return evidence.measure(config, measurements, lambda setting: only is None or only in setting.label)
 
-    rows = _watched(sum(p.images * len(p.seeds) * len(p.settings()) for p in config.parts), work)
+    rows = watched(sum(p.images * len(p.seeds) * len(p.settings()) for p in config.parts), work)
     console = Console(highlight=False, soft_wrap=True)
     if only is not None:
         console.print(f"{len(rows)} rows are in {results}.")
@@ -148,7 +145,7 @@ def _tables(parts: list[Any], output: Path, results: Path, as_json: bool) -> Non
             judged.append(JudgedTable(table, tuple(systems)))
         return judged
 
-    judged = _watched(total, work)
+    judged = watched(total, work)
     paths = write_table(judged, output)
     report = write_table_html(judged, output)
     if as_json:
@@ -169,7 +166,7 @@ def _figure(figure: Any, output: Path, results: Path, available: bool, as_json: 
     if available:
         FigureSource(figure, results).require_sampled()
     total = FigureSource(figure, results).images()
-    drawing = _watched(total, lambda callbacks: FigureSource(figure, results, **callbacks).draw())
+    drawing = watched(total, lambda callbacks: FigureSource(figure, results, **callbacks).draw())
     paths = write_figure(figure, drawing, output)
     if as_json:
         print_json(figure_json(figure, drawing))
@@ -179,23 +176,3 @@ def _figure(figure: Any, output: Path, results: Path, available: bool, as_json: 
         console.print(sentence, markup=False)
     console.print(to_rich(drawing.table))
     console.print(f"Page: {paths[0]}")
-
-
-def _watched(total: int, work: Callable[[dict[str, Any]], Any]) -> Any:
-    """`work` under a progress bar of `total` images, which its callbacks move."""
-    with progress("images") as bar:
-        task = bar.add_task("sampling", total=total)
-
-        def on_row(setting: "Setting", seed: int, done: bool) -> None:
-            bar.update(task, description=f"{setting.label:<44}")
-
-        def on_calibration(setting: "Setting", done: int, total: int) -> None:
-            bar.update(task, description=f"calibrating {setting.system} {done}/{total}".ljust(44))
-
-        return work(
-            {
-                "on_row": on_row,
-                "on_images": lambda images: bar.advance(task, images),
-                "on_calibration": on_calibration,
-            }
-        )
