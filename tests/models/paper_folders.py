@@ -51,7 +51,7 @@ def stable_diffusion(model, unet):
 def small_paper_model(name):
     """A tiny model whose images have 32x32 pixels, as the embedded feature network sees them, and few steps."""
     model = tiny_paper_model(name)
-    unet, autoencoder = dict(model.unet.settings), model.autoencoder
+    unet, autoencoder = {**model.unet.settings, "layers_per_block": 1}, model.autoencoder
     if name == "cifar10":
         unet["sample_size"] = 32
     if name == "coco":
