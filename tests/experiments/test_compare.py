@@ -104,7 +104,8 @@ def test_a_verdict_is_the_paired_difference(cached):
 def test_parameters_are_chosen_on_the_calibration_seed(cached):
     comparison, folder, _ = cached
     request = comparison.request
-    measurements = request.measurements(folder)
+    found = []
+    measurements = request.measurements(folder, on_row=lambda setting, seed, done: found.append(done))
     judge = Judge(load_feature_network(), load_reference(), comparison.rows[0].stored.images)
     for family in workload(request, comparison.unit).families:
         distances = {}
@@ -114,6 +115,7 @@ def test_parameters_are_chosen_on_the_calibration_seed(cached):
             distances[setting] = judge.kernel_distance(row.images)
         best = min(distances, key=distances.get)
         assert comparison.row(best).role == "changed network, no further cost"
+    assert all(found)  # the comparison had sampled them
     assert sum(row.role == "changed network, no further cost" for row in comparison.rows) == 2
 
 

@@ -5,7 +5,7 @@ import torch
 from tiny_models import tiny_unet
 
 import iec
-from iec.efficient import DeepCacheConfig
+from iec.efficient import CacheQuantConfig, DeepCacheConfig, QuantizationConfig
 from iec.experiments import measuring
 from iec.experiments.measuring import Measurements
 from iec.experiments.plans import Calibration
@@ -87,6 +87,23 @@ def test_a_row_of_a_solver_counts_its_evaluations(measurements):
     assert row.record["setting"] == "DeepCache N=2, Heun 5 evaluations"
     again = measurements.find(Setting(5, DeepCacheConfig(2), sampler=Sampling("heun")), 4, 0)
     assert torch.equal(again.images, row.images)
+
+
+@pytest.mark.parametrize("technique", [QuantizationConfig(), CacheQuantConfig(2, 0)])
+@pytest.mark.parametrize("solver", ["heun", "dpm++2m", "unipc", "plms"])
+def test_a_plan_is_calibrated_for_the_solver_and_the_timesteps_that_it_runs_with(tmp_path, technique, solver):
+    # Packed weights are put back from the folder that the model came from.
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    measurements = Measurements(tmp_path, "float32", 4, Calibration(4, 4), model=str(tmp_path / "model"))
+    setting = Setting(5, technique, sampler=Sampling(solver))
+    row = measurements.row(setting, 4, 0)
+    assert row.record["full_evaluations"] + row.record["cached_evaluations"] == 5
+    pipe = measurements.pipeline(setting)
+    plan = measurements.plans.find(pipe, setting)
+    pipe.scheduler.set_timesteps(5)
+    assert plan.sampler.scheduler == type(pipe.scheduler).__name__
+    assert list(plan.sampler.timesteps) == pipe.scheduler.timesteps.tolist()
+    assert plan.num_steps == 5
 
 
 def test_changes_of_the_network_reach_the_workers_and_end_with_the_row(measurements):
