@@ -149,6 +149,10 @@ def test_every_data_set_is_sampled_as_its_own_pipeline_does_and_stands_beside_th
     plain = pixels(images / "full-precision-t-4")
     assert (plain - unwrapped(small[name], tmp_path / name, IMAGES)).abs().max() <= 1  # rounding between batch sizes
 
+    records = [json.loads(file.read_text()) for file in images.glob("*/sampling.json")]
+    assert len(records) == 2 * corrections
+    assert len({record["settings"]["weights"] for record in records}) == 1  # nothing of a row stays on the network
+
     calls = 5 if name == "coco" else 4  # PLMS evaluates once more than it steps
     row, corrected = report["rows"][corrections], report["rows"][corrections + 1]
     full, cached = (calls, 0) if name == "cifar10" else ({4: 2, 5: 2}[calls], {4: 2, 5: 3}[calls])
