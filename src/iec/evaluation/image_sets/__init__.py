@@ -1,8 +1,9 @@
 """Sets of images on disk, read in batches: folders of PNG and JPEG files, and guided-diffusion's npz batches."""
 
 from iec.evaluation.image_sets.folder import FolderImages
-from iec.evaluation.image_sets.image_set import ImageSet, TensorImages, open_images, require_pairs, require_same_shape
+from iec.evaluation.image_sets.image_set import ImageSet, TensorImages, require_same_shape
 from iec.evaluation.image_sets.npz import NpzImages, has_images, read_statistics, write_images, write_statistics
+from iec.evaluation.image_sets.opening import open_images, require_pairs
 
 __all__ = [
     "FolderImages",

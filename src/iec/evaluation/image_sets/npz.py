@@ -8,15 +8,13 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import numpy as np
 import torch
 
+from iec.evaluation.image_sets.image_set import ImageSet
 from iec.storage.files import write_atomically
-
-if TYPE_CHECKING:
-    from iec.evaluation.image_sets.image_set import ImageSet
 
 IMAGES = "arr_0"
 STATISTICS = ("mu", "sigma")
@@ -90,7 +88,7 @@ def read_statistics(path: str | Path) -> dict[str, torch.Tensor]:
     return {key: torch.from_numpy(array.astype(np.float64)) for key, array in arrays.items()}
 
 
-def write_images(path: str | Path, images: "ImageSet", batch_size: int = 500) -> None:
+def write_images(path: str | Path, images: ImageSet, batch_size: int = 500) -> None:
     """Write the images as `arr_0`, uint8 NHWC, batch by batch."""
     channels, height, width = images.shape
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(images), height, width, channels)}
