@@ -9,6 +9,7 @@ from iec.efficient import CacheQuantConfig, DeepCacheConfig, QuantizationConfig
 from iec.experiments import measuring
 from iec.experiments.evidence import REFRESH_ONLY, EvidenceConfig, available, measure
 from iec.experiments.evidence_report import claims, corrections, equal_cost, evidence_table, judge_part, write_evidence
+from iec.experiments.language import parse_technique
 from iec.experiments.settings import Setting
 from iec.models.unconditional import UnconditionalPipeline
 
@@ -181,3 +182,20 @@ def test_the_shipped_file_is_valid(size):
 def test_an_unknown_size_is_refused():
     with pytest.raises(ValueError, match="Unknown size 'huge': use quick or full"):
         EvidenceConfig.load("huge")
+
+
+@pytest.mark.parametrize(
+    ("system", "rival"),
+    [
+        ("w4a8", "float"),
+        ("w4a8,reconstruction=layer", "w4a8"),
+        ("w8a8,bias_correction=true", "w8a8"),
+        ("cachequant:5,w8a8", "deepcache:5"),
+        ("cachequant:5,w8a8,bias_correction=true", "cachequant:5,w8a8"),
+    ],
+)
+def test_a_technique_is_judged_against_the_one_it_builds_on(rows, system, rival):
+    # The same images stand for both: what matters is which row is asked for.
+    settings = [Setting(4, parse_technique(name)) for name in (system, rival)]
+    section = judge_part([rows[0], *(replace(rows[1], setting=setting) for setting in settings)])
+    assert (settings[0], settings[1]) in [(found.ours, found.verdict.rival) for found in claims(section)]

@@ -105,8 +105,8 @@ def equal_cost(section: Section) -> list[Comparison]:
 
 
 def claims(section: Section) -> list[Comparison]:
-    """Without correction: quantization against full precision, CacheQuant against the bare cache, and reconstruction
-    against rounding to nearest."""
+    """Without correction: quantization against full precision, CacheQuant against the bare cache, reconstruction and
+    bias correction against rounding to nearest."""
     found = []
     for row in section.rows:
         rival = _claimed_rival(row.setting.technique)
@@ -213,9 +213,11 @@ _NO_RIVAL = _NoRival()
 def _claimed_rival(technique: Technique | None) -> Any:
     """What the paper's claim compares a technique with; None is full precision."""
     if isinstance(technique, QuantizationConfig):
-        return None if technique.reconstruction is None else replace(technique, reconstruction=None)
+        nearest = replace(technique, reconstruction=None, bias_correction=False)
+        return None if technique == nearest else nearest
     if isinstance(technique, CacheQuantConfig):
-        return DeepCacheConfig(technique.interval, technique.branch)
+        uncorrected = replace(technique, bias_correction=False)
+        return DeepCacheConfig(technique.interval, technique.branch) if technique == uncorrected else uncorrected
     return _NO_RIVAL
 
 
