@@ -15,7 +15,14 @@ from iec.experiments.compare.page import write_comparison
 from iec.experiments.compare.request import Request
 from iec.experiments.compare.rivals import Candidate
 from iec.experiments.compare.running import best_of, judge_rows, run_comparison, workload
-from iec.experiments.compare.tables import contest_table, control_table, main_table, plot_points, verdict_sentence
+from iec.experiments.compare.tables import (
+    contest_table,
+    control_table,
+    drawn_points,
+    main_table,
+    plot_points,
+    verdict_sentence,
+)
 from iec.experiments.plans import Calibration
 from iec.experiments.results import StoredRow
 from iec.experiments.rows import Judge, Verdict
@@ -182,9 +189,9 @@ def test_the_front_is_what_no_other_row_beats(cached):
     assert table.rows[0].style == "reference"
 
 
-def drawn(brightness, seed):
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.rand(12, 3, 32, 32, generator=generator)
+def drawn(brightness):
+    """Noise whose KD-cifar falls with its brightness."""
+    noise = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     return (255 * brightness * noise).to(torch.uint8)
 
 
@@ -192,9 +199,9 @@ def judged(technique, brightness):
     """A comparison of made-up images, of rows by (role, setting, cost)."""
     request = request_for(technique)
     rows = [
-        (Candidate(role, setting), StoredRow(drawn(value, i), {"cost": cost, "seconds": 1.0, "threads": 1,
+        (Candidate(role, setting), StoredRow(drawn(value), {"cost": cost, "seconds": 1.0, "threads": 1,
          "full_evaluations": 4, "cached_evaluations": 0, "model_bytes": 1}))
-        for i, (role, setting, cost, value) in enumerate(brightness)
+        for role, setting, cost, value in brightness
     ]  # fmt: skip
     judge = Judge(load_feature_network(), load_reference(), rows[0][1].images)
     return judge_rows(request, EvaluationCost(10, 10), rows, judge)
@@ -220,6 +227,24 @@ def test_full_precision_is_no_rival_of_a_quantized_model_and_not_on_its_plot():
     ]  # fmt: skip
     assert "simulated" in " ".join(main_table(comparison).notes)
     assert len(control_table(comparison).rows) == 2
+
+
+@pytest.mark.parametrize(("brightness", "shown"), [(1.0, True), (0.2, False)])
+def test_corrected_full_precision_is_drawn_where_it_is_on_the_front(brightness, shown):
+    cache = DeepCacheConfig(2)
+    comparison = judged(
+        cache,
+        [
+            ("full precision", Setting(4), 4.0, 0.8),
+            ("full precision", Setting(4, None, PAPER), 8.0, brightness),
+            ("without correction", Setting(4, cache), 3.0, 0.6),
+            ("corrected", Setting(4, cache, PAPER), 5.0, 0.5),
+        ],
+    )
+    best = min(comparison.rows, key=lambda row: row.kernel.value)
+    assert (best.setting == Setting(4, None, PAPER)) == shown
+    assert ("full precision, T=4 + IEC all" in [point.label for point in drawn_points(comparison)]) == shown
+    assert len(plot_points(comparison)) == 4
 
 
 def with_outcomes(comparison, *differences):

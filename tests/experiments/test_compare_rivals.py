@@ -117,7 +117,7 @@ def test_the_estimate_counts_every_row():
     work = workload(request, UNIT)
     rows = sum(candidate.setting.cost(UNIT) for candidate in work.candidates) + 2 * 5.6
     tried = sum(len(family) for family in work.families) * 5.6
-    followed = 20 + 5.6 + 9.6 + 6.6 + 40
+    followed = 20 + 5.6 + 9.6 + 6.6 + 40 + 24
     assert work.evaluations == pytest.approx(100 * rows + 100 * tried + 64 * followed)
     assert work.plans == 0
     assert workload(Request(QuantizationConfig(), (iec.IECConfig.paper(),)), UNIT).plans == 6

@@ -95,7 +95,7 @@ def compare(
         print_json(comparison_json(comparison))
         return
     # Output that goes into a file has no width of its own: give the table room.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 190)
     console.print(to_rich(main_table(comparison)))
     console.print(to_rich(contest_table(comparison)))
     console.print(f"\n{verdict_sentence(comparison)}\n\nPage: {paths['html']}", soft_wrap=True)

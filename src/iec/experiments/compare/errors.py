@@ -13,10 +13,11 @@ from iec.experiments.tables import ExperimentTable
 
 
 def error_settings(request: Request) -> list[Setting]:
-    """What is followed: the model without and with each corrector, and full precision with the first as a control."""
+    """What is followed: the model without and with each corrector, and full precision with each as a control."""
     if request.technique is None:
         return list(request.corrected)
-    return [request.plain, *request.corrected, replace(request.corrected[0], technique=None)]
+    controls = [replace(setting, technique=None) for setting in request.corrected]
+    return [request.plain, *request.corrected, *controls]
 
 
 def measured_errors(

@@ -1,7 +1,7 @@
 """A comparison as compare.md, compare.json, compare.svg and compare.html."""
 
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from iec.experiments.compare.running import ComparedRow, Comparison, same_networ
 from iec.experiments.compare.tables import (
     contest_table,
     control_table,
+    drawn_points,
     main_table,
     plot_points,
     verdict_sentence,
@@ -20,7 +21,7 @@ from iec.experiments.compare.tables import (
 from iec.experiments.figures.errors import error_line
 from iec.experiments.plans import technique_settings
 from iec.experiments.rows import Verdict
-from iec.experiments.settings import describe, quantizes
+from iec.experiments.settings import describe, describe_correction, quantizes
 from iec.reports.grid import picture_grid, png_bytes
 from iec.reports.html import PictureSection, PlotSection, Report, Section, TableSection, TextSection, write_html
 from iec.reports.lines import error_panel, line_plot
@@ -51,7 +52,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> dict[str, Path]:
 
 def comparison_plot(comparison: Comparison) -> str:
     """KD-cifar against cost, as SVG."""
-    return quality_cost_plot(plot_points(comparison), "KD-cifar x1000")
+    return quality_cost_plot(drawn_points(comparison), "KD-cifar x1000")
 
 
 def comparison_markdown(comparison: Comparison) -> str:
@@ -73,7 +74,7 @@ def comparison_report(comparison: Comparison, plot: str) -> Report:
     """The whole page as HTML."""
     sections: list[Section] = [
         TextSection("Verdict", (verdict_sentence(comparison),)),
-        PlotSection("Quality against cost", plot, "KD-cifar against cost for every row"),
+        PlotSection("Quality against cost", plot, "KD-cifar against cost for every row that competes"),
         TableSection(contest_table(comparison)),
         TableSection(main_table(comparison)),
         TableSection(control_table(comparison)),
@@ -159,20 +160,26 @@ def _pictured(comparison: Comparison) -> list[ComparedRow]:
 
 
 def _errors(comparison: Comparison) -> list[Section]:
-    """One panel: the dashed lines are full precision with correction, moved by the solver alone."""
-    lines = [
-        error_line(setting.label, steps, dashed=setting.technique != comparison.request.technique)
-        for setting, steps in comparison.errors
-    ]
-    if not lines:
+    """One panel per corrector; the dashed line is full precision with it, which the solver alone moves."""
+    if not comparison.errors:
         return []
-    panel = error_panel(f"T={comparison.request.num_steps}", lines)
+    request, errors = comparison.request, dict(comparison.errors)
+    panels = []
+    for setting, correction in zip(request.corrected, request.corrections, strict=True):
+        control = replace(setting, technique=None)
+        named = [
+            (request.plain, "without correction"),
+            (setting, "with correction"),
+            (control, "full precision, corrected"),
+        ]
+        lines = {one: error_line(name, errors[one], one == control) for one, name in named if one in errors}
+        panels.append(error_panel(describe_correction(correction), list(lines.values())))
     caption = (
-        f"Mean squared error of the state after every step against full precision without correction, over "
-        f"{comparison.request.error_images} images, with 95 % intervals; dashed: full precision, corrected."
+        f"{request.plain.label}: mean squared error of the state after every step against full precision without "
+        f"correction, over {request.error_images} images, with 95 % intervals."
     )
     title = "The error over the sampling steps"
-    return [PlotSection(title, line_plot([panel]), "The error of the state over the sampling steps", caption)]
+    return [PlotSection(title, line_plot(panels), "The error of the state over the sampling steps", caption)]
 
 
 def _sliders(comparison: Comparison) -> list[Section]:
