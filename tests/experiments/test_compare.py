@@ -18,7 +18,6 @@ from iec.experiments.compare.running import best_of, judge_rows, run_comparison,
 from iec.experiments.compare.tables import (
     contest_table,
     control_table,
-    drawn_points,
     main_table,
     plot_points,
     verdict_sentence,
@@ -227,24 +226,6 @@ def test_full_precision_is_no_rival_of_a_quantized_model_and_not_on_its_plot():
     ]  # fmt: skip
     assert "simulated" in " ".join(main_table(comparison).notes)
     assert len(control_table(comparison).rows) == 2
-
-
-@pytest.mark.parametrize(("brightness", "shown"), [(1.0, True), (0.2, False)])
-def test_corrected_full_precision_is_drawn_where_it_is_on_the_front(brightness, shown):
-    cache = DeepCacheConfig(2)
-    comparison = judged(
-        cache,
-        [
-            ("full precision", Setting(4), 4.0, 0.8),
-            ("full precision", Setting(4, None, PAPER), 8.0, brightness),
-            ("without correction", Setting(4, cache), 3.0, 0.6),
-            ("corrected", Setting(4, cache, PAPER), 5.0, 0.5),
-        ],
-    )
-    best = min(comparison.rows, key=lambda row: row.kernel.value)
-    assert (best.setting == Setting(4, None, PAPER)) == shown
-    assert ("full precision, T=4 + IEC all" in [point.label for point in drawn_points(comparison)]) == shown
-    assert len(plot_points(comparison)) == 4
 
 
 def with_outcomes(comparison, *differences):

@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
@@ -8,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iec.reports import plot
+from iec.reports.labels import place_labels
 from iec.reports.plot import KINDS, Better, Point, pareto_front, quality_cost_plot
 
 
@@ -110,3 +113,19 @@ def test_pyplot_is_never_loaded() -> None:
     )
     code += "; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_numbers_are_placed_beside_their_markers(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    def place(anchors: Any, sizes: Any, obstacles: Any, bounds: Any) -> Any:
+        told.append((anchors, bounds))
+        return place_labels(anchors, sizes, obstacles, bounds)
+
+    monkeypatch.setattr(plot, "place_labels", place)
+    quality_cost_plot([Point(str(cost), cost, cost, cost - 1, cost + 1, "plain steps") for cost in (10, 15, 20)], "KD")
+    [(anchors, (left, bottom, right, top))] = told
+    assert all(left < x < right and bottom < y < top for x, y in anchors)
+    # Costs 10, 15 and 20 lie evenly, and over most of the width.
+    assert anchors[1][0] - anchors[0][0] == pytest.approx(anchors[2][0] - anchors[1][0])
+    assert anchors[2][0] - anchors[0][0] > 0.8 * (right - left)

@@ -161,6 +161,7 @@ def _draw_numbers(axes: Axes, points: Sequence[Point], looks: Looks, front: Sequ
         (x1, y1), (x2, y2) = one, other
         return min(x1, x2) - margin, min(y1, y2) - margin, max(x1, x2) + margin, max(y1, y2) + margin
 
+    axes.autoscale_view()  # which matplotlib puts off until it draws; places would be those of the limits before
     anchors = [at(point.cost, point.value) for point in points]
     obstacles = [around(anchor, anchor, 5) for anchor in anchors]
     obstacles += [around(at(point.cost, point.low), at(point.cost, point.high), 3) for point in points]

@@ -13,7 +13,6 @@ from iec.experiments.compare.running import ComparedRow, Comparison, same_networ
 from iec.experiments.compare.tables import (
     contest_table,
     control_table,
-    drawn_points,
     main_table,
     plot_points,
     verdict_sentence,
@@ -52,7 +51,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> dict[str, Path]:
 
 def comparison_plot(comparison: Comparison) -> str:
     """KD-cifar against cost, as SVG."""
-    return quality_cost_plot(drawn_points(comparison), "KD-cifar x1000")
+    return quality_cost_plot(plot_points(comparison), "KD-cifar x1000")
 
 
 def comparison_markdown(comparison: Comparison) -> str:
@@ -74,7 +73,7 @@ def comparison_report(comparison: Comparison, plot: str) -> Report:
     """The whole page as HTML."""
     sections: list[Section] = [
         TextSection("Verdict", (verdict_sentence(comparison),)),
-        PlotSection("Quality against cost", plot, "KD-cifar against cost for every row that competes"),
+        PlotSection("Quality against cost", plot, "KD-cifar against cost for every row"),
         TableSection(contest_table(comparison)),
         TableSection(main_table(comparison)),
         TableSection(control_table(comparison)),

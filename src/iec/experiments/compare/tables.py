@@ -104,16 +104,6 @@ def plot_points(comparison: Comparison) -> list[Point]:
     return points
 
 
-def drawn_points(comparison: Comparison) -> list[Point]:
-    """The points of the plot: full precision with correction, which costs the most and would press the others together,
-    only where it is on the front.
-    """
-    points = plot_points(comparison)
-    front = pareto_front(points)
-    controls = {row.setting.label for row in comparison.rows[1:] if row.role == "full precision"}
-    return [point for point in points if point.label not in controls or point in front]
-
-
 def _kind(row: ComparedRow, comparison: Comparison) -> str:
     if row.role == "without correction" and row.setting.interval == 1:
         return "plain steps"
