@@ -39,6 +39,9 @@ def compare(
     spacing: Annotated[
         str | None, typer.Option(help="quad, uniform or linspace; quad for the embedded model, else linspace.")
     ] = None,
+    samples: Annotated[
+        int, typer.Option(help="Full-precision trajectories behind each calibrated plan, of which every rival has one.")
+    ] = 64,
     output: Annotated[Path, typer.Option("-o", "--output", help="Where compare.md, .json, .svg and .html go.")] = Path(
         "iec-compare"
     ),
@@ -57,6 +60,7 @@ def compare(
     from iec.experiments.compare.running import run_comparison, workload
     from iec.experiments.compare.tables import contest_table, main_table, verdict_sentence
     from iec.experiments.language import parse_correction, parse_one_technique
+    from iec.experiments.plans import Calibration
     from iec.experiments.unconditional_model import load_unconditional, require_spacing
     from iec.models.loading import load_pipeline
     from iec.reports.table import to_rich
@@ -73,6 +77,7 @@ def compare(
         dtype,
         require_spacing(spacing or ("quad" if model is None else "linspace")),
         model,
+        Calibration(samples),
     )
     precision = torch_dtype(dtype)
     pipe = load_pipeline(dtype=precision) if model is None else load_unconditional(model, precision, request.spacing)

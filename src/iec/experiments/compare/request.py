@@ -76,6 +76,8 @@ class Request:
         """
         if self.images < MINIMUM_IMAGES:
             raise ValueError(f"A comparison needs at least {MINIMUM_IMAGES} images per row, but got {self.images}.")
+        if self.calibration.samples < 1:
+            raise ValueError(f"A plan needs at least 1 trajectory, but got {self.calibration.samples}.")
         if not self.corrections:
             raise ValueError("There is no corrector to compare: give at least one.")
         generate(pipe, self.images, self.num_steps, self.seed, self.batch_size)  # refuses what it cannot sample
