@@ -9,7 +9,7 @@ import torch
 
 from iec.method.cache import Cache, RunCache, StepCaches, was_full
 from iec.method.config import IECConfig
-from iec.method.correction import correct
+from iec.method.correction import choose, correct
 from iec.method.errors import require_finite
 from iec.method.steps import select_steps
 from iec.method.summary import StepRecord, Summary
@@ -146,8 +146,7 @@ class CorrectedRun(Part):
         previous = previous_sample(stepped)
         if is_rounded_away(result, previous.dtype, self.config):
             self.rounded_away.append(record.step)
-        changed = result.changed.view(-1, *[1] * (previous.dim() - 1))
-        return with_previous_sample(stepped, torch.where(changed, result.state.to(previous.dtype), previous))
+        return with_previous_sample(stepped, choose(result.changed, result.state.to(previous.dtype), previous))
 
 
 def _bound(handler: Handler, surroundings: Sequence[CacheAdapter | GuiderHooks]) -> Handler:
