@@ -85,7 +85,7 @@ def tiny():
 
 
 def embedded():
-    return Model(load_pipeline(), 60, 15, 32, ReconstructionConfig(), 25, 35, 2, 0.95, 0.8)
+    return Model(load_pipeline(), 60, 15, 32, ReconstructionConfig(), 25, 35, 2, 0.97, 0.8)
 
 
 @pytest.fixture(scope="module", params=[tiny, pytest.param(embedded, marks=pytest.mark.slow)])
