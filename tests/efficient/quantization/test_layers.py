@@ -236,7 +236,7 @@ def test_a_shift_alone_corrects_the_bias_step_by_step(name):
 
 def test_a_scale_needs_a_split_and_a_shift():
     for split, scale, shift in ((None, torch.ones(3, 4), torch.ones(3, 4)), (2, torch.ones(3, 4), None)):
-        with pytest.raises(ValueError, match="needs a layer that is split"):
+        with pytest.raises(ValueError, match="needs a shift, and a layer that is split"):
             quantized(build("conv"), split=split).set_correction(scale, shift)
 
 
