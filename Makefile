@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Build environments are pinned too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: demo test lint bench evidence support slow clean
+.PHONY: demo test lint bench evidence results support slow clean
 
 demo: $(VENV)/.runs
 	$(BIN)/iec demo
@@ -22,9 +22,18 @@ lint: $(VENV)/.develops
 bench: $(VENV)/.runs
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/efficiency.py
+	$(BIN)/python benchmarks/evaluation.py
 
 evidence: $(VENV)/.runs
 	$(BIN)/iec reproduce efficient --size quick -o docs --results runs/evidence
+
+COMPARE := $(BIN)/iec compare --steps 20 --dtype bfloat16 --results runs/compare
+
+results: $(VENV)/.runs
+	$(COMPARE) --cache deepcache:5 -n 256 -o docs/results/deepcache-5
+	$(COMPARE) --cache deepcache:10 -n 128 --correct paper -o docs/results/deepcache-10
+	$(COMPARE) --quantize w8a8 -n 128 --samples 16 --correct paper -o docs/results/w8a8
+	$(COMPARE) --cachequant 5,w8a8 -n 128 --samples 16 --correct paper -o docs/results/cachequant-5
 
 support: $(VENV)/.develops
 	$(PIP) -e '.[dev,caches,quantizers]'
