@@ -9,6 +9,7 @@ import diffusers
 import torch
 from PIL import Image
 
+from iec.experiments.compare.request import cache_of
 from iec.experiments.compare.running import ComparedRow, Comparison, same_network
 from iec.experiments.compare.tables import (
     contest_table,
@@ -209,6 +210,7 @@ def _png(image: torch.Tensor) -> bytes:
 
 def _facts(comparison: Comparison) -> tuple[tuple[str, str], ...]:
     request, unit = comparison.request, comparison.unit
+    cached = cache_of(request.technique) is not None
     simulated = ", simulated arithmetic" if quantizes(request.technique) else ""
     return (
         ("model", "the embedded CIFAR-10 UNet" if request.model is None else request.model),
@@ -218,7 +220,7 @@ def _facts(comparison: Comparison) -> tuple[tuple[str, str], ...]:
         ("network dtype", f"{request.dtype}; the state is float32"),
         ("plans", f"from {request.calibration.samples} trajectories of seed {request.calibration.seed} + 2000"),
         ("one full evaluation", f"{unit.full / 1e6:.0f} million multiply-adds"),
-        ("one cached evaluation", f"{unit.cached_fraction:.3f} of a full one"),
+        *([("one cached evaluation", f"{unit.cached_fraction:.3f} of a full one")] if cached else []),
         (
             "versions",
             f"torch {torch.__version__}, diffusers {diffusers.__version__}, Python {platform.python_version()}",

@@ -1,6 +1,7 @@
 """A comparison as tables, as points of a plot, and in one sentence."""
 
 from iec.evaluation.bootstrap import Estimate
+from iec.experiments.compare.request import cache_of
 from iec.experiments.compare.rivals import ROLES, Role
 from iec.experiments.compare.running import ComparedRow, Comparison, Contest, same_network
 from iec.experiments.rows import Verdict
@@ -151,13 +152,16 @@ def _notes(comparison: Comparison) -> tuple[str, ...]:
         if quad
         else "Heun runs on DDIM's grid, DPM++ 2M and UniPC on their own even one"
     )
+    cached = ""
+    if cache_of(request.technique) is not None:
+        cached = f" plus {unit.cached_fraction:.3f} for each cached one (multiply-adds)"
     notes = [
         f"{request.images} images per row for every figure, seed {request.seed}; 95 % bootstrap intervals. KD-cifar, "
         "the verdict, and FD-cifar use our small CIFAR-10 network and its test-set features: they are no KID or FID.",
         f"FD-cifar is biased upwards at {request.images} images: compare it within this table only. PSNR is fidelity "
         f"to the images of full precision, T={request.num_steps}, at the same seeds, not quality.",
-        f"Cost is full evaluations plus {unit.cached_fraction:.3f} for each cached one (multiply-adds); a rival has as "
-        "many steps as the cost of a corrected row pays for. Memory is the weights and what sampling held beside them.",
+        f"Cost is full evaluations{cached}; a rival has as many steps as the cost of a corrected row pays for. "
+        "Memory is the weights and what sampling held beside them.",
         f"{grids}; PLMS starts at another timestep, on an even grid, so that its PSNR says little.",
         "The epsilon scale and the window of the time shift are those of a few with the lowest KD-cifar over "
         f"{request.tuning_images} images of the calibration seed (seed {request.seed} + 2000).",
