@@ -12,6 +12,7 @@ from iec.evaluation.bootstrap import Estimate
 from iec.experiments.demo import DemoResult
 from iec.experiments.rows import Judged, Verdict
 from iec.experiments.settings import Setting, Technique, describe, quantizes
+from iec.experiments.spread import spread
 from iec.reports.grid import picture_grid, png_bytes, save_png
 from iec.reports.html import PictureSection, PlotSection, Report, TableSection, TextSection, write_html
 from iec.reports.plot import Point, quality_cost_plot
@@ -78,7 +79,7 @@ def verdict_table(result: DemoResult) -> Table:
             (
                 _short(verdict.rival, result),
                 _relative_cost(verdict.rival, result),
-                _spread(verdict.difference, 1000, 1),
+                spread(verdict.difference, 1000, 1),
                 verdict.outcome,
             ),
             styles[verdict.outcome],
@@ -172,9 +173,9 @@ def _row(result: DemoResult, setting: Setting, group: str) -> Row:
         f"{sampled.cached}",
         _relative_cost(setting, result),
         f"{sampled.seconds:.1f}",
-        _spread(row.figures.kernel, 1000, 1),
-        _spread(row.figures.frechet, 1, 2),
-        "reference" if row.figures.psnr is None else _spread(row.figures.psnr, 1, 1),
+        spread(row.figures.kernel, 1000, 1),
+        spread(row.figures.frechet, 1, 2),
+        "reference" if row.figures.psnr is None else spread(row.figures.psnr, 1, 1),
     )
     return Row(cells, "reference" if setting == result.plan.bases[0] else "", group)
 
@@ -245,11 +246,6 @@ def _technique_fact(technique: Technique | None) -> str:
     branch = getattr(technique, "branch", None)
     simulated = " (simulated arithmetic)" if quantizes(technique) else ""
     return f"{describe(technique)}{'' if branch is None else f' at branch {branch}'}{simulated}"
-
-
-def _spread(estimate: Estimate, scale: float, digits: int) -> str:
-    value, low, high = (scale * part for part in (estimate.value, estimate.low, estimate.high))
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _interval(estimate: Estimate) -> dict[str, float]:

@@ -14,6 +14,7 @@ from iec.evaluation.bootstrap import Estimate
 from iec.experiments.evidence import REFRESH_ONLY, EvidenceConfig, Part, Row
 from iec.experiments.rows import Figures, Judge, Verdict, compare
 from iec.experiments.settings import Setting, Technique, describe_correction
+from iec.experiments.spread import spread
 from iec.method.config import IECConfig
 from iec.models.features import load_feature_network, load_reference
 from iec.reports.grid import picture_grid, save_png
@@ -63,7 +64,7 @@ class Comparison:
         """What came of it."""
         words = {"wins": "is better than", "loses": "is worse than", "not separable": "cannot be told from"}
         found, rival = self.verdict, self.verdict.rival
-        return f"{self.ours.label} {words[found.outcome]} {rival.label}: {_spread(found.difference, 1000, 1)}"
+        return f"{self.ours.label} {words[found.outcome]} {rival.label}: {spread(found.difference, 1000, 1)}"
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,9 @@ def evidence_table(section: Section) -> Table:
         cells = (
             row.setting.system,
             "none" if correction is None else describe_correction(correction),
-            _spread(row.figures.kernel, 1000, 1) + _seed_range(row.per_seed),
-            _spread(row.figures.frechet, 1, 2),
-            "reference" if row.figures.psnr is None else _spread(row.figures.psnr, 1, 1),
+            spread(row.figures.kernel, 1000, 1) + _seed_range(row.per_seed),
+            spread(row.figures.frechet, 1, 2),
+            "reference" if row.figures.psnr is None else spread(row.figures.psnr, 1, 1),
             str(record["full_evaluations"]),
             str(record["cached_evaluations"]),
             f"{_cost(row) / full_cost:.2f}",
@@ -290,11 +291,6 @@ def _json(section: Section) -> dict[str, Any]:
         for row in section.rows
     ]
     return {"num_steps": section.part.num_steps, "images": section.part.images, "rows": rows}
-
-
-def _spread(estimate: Estimate, scale: float, digits: int) -> str:
-    value, low, high = (scale * part for part in (estimate.value, estimate.low, estimate.high))
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _interval(estimate: Estimate) -> dict[str, float]:

@@ -14,6 +14,7 @@ from iec.evaluation.metrics.inception_score import inception_score
 from iec.experiments.results import StoredRow
 from iec.experiments.rows import Figures, Judge, Verdict, compare
 from iec.experiments.settings import Setting, describe_correction, quantizes
+from iec.experiments.spread import spread
 from iec.experiments.tables import ExperimentTable, MeasuredSystem
 from iec.models.features import load_feature_network, load_reference
 from iec.reports.grid import picture_grid, save_png
@@ -212,14 +213,14 @@ def _rows(one: JudgedSystem, names: Sequence[str], scored: bool, absent: Sequenc
         published = [cell for name in names for cell in _published(one.measured.system.published.get(name, ()), i)]
         cells = (
             "none" if setting.correction is None else describe_correction(setting.correction),
-            _spread(figures.frechet, 1, 2),
+            spread(figures.frechet, 1, 2),
             _change(first.frechet.value, figures.frechet.value) if i else "",
-            *([_spread(one.scores[i], 1, 2) if one.scores else ""] if scored else []),
+            *([spread(one.scores[i], 1, 2) if one.scores else ""] if scored else []),
             *("paper scale only" for _ in absent),
             *published,
-            _spread(figures.kernel, 1000, 1),
-            f"{_spread(one.verdicts[i - 1].difference, 1000, 1)} {one.verdicts[i - 1].outcome}" if i else "",
-            "reference" if figures.psnr is None else _spread(figures.psnr, 1, 1),
+            spread(figures.kernel, 1000, 1),
+            f"{spread(one.verdicts[i - 1].difference, 1000, 1)} {one.verdicts[i - 1].outcome}" if i else "",
+            "reference" if figures.psnr is None else spread(figures.psnr, 1, 1),
             f"{record['full_evaluations']} + {record['cached_evaluations']}",
             _change(_seconds(stored[0]), _seconds(stored[i])) if i else "",
         )
@@ -254,8 +255,3 @@ def _kind(setting: Setting) -> str:
     if setting.correction is not None:
         return "corrected"
     return "full precision" if setting.technique is None else "without correction"
-
-
-def _spread(estimate: Estimate, scale: float, digits: int) -> str:
-    value, low, high = (scale * part for part in (estimate.value, estimate.low, estimate.high))
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"

@@ -1,11 +1,11 @@
 """A comparison as tables, as points of a plot, and in one sentence."""
 
-from iec.evaluation.bootstrap import Estimate
 from iec.experiments.compare.request import cache_of
 from iec.experiments.compare.rivals import ROLES, Role
 from iec.experiments.compare.running import ComparedRow, Comparison, Contest, same_network
 from iec.experiments.rows import Verdict
 from iec.experiments.settings import describe_correction, quantizes
+from iec.experiments.spread import spread
 from iec.reports.plot import Point, pareto_front
 from iec.reports.table import Column, Row, RowStyle, Table
 
@@ -183,9 +183,3 @@ def _corrector(contest: Contest) -> str:
 
 def _listed(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])}, and {parts[-1]}"
-
-
-def spread(estimate: Estimate, scale: float, digits: int) -> str:
-    """A value with its interval."""
-    value, low, high = (scale * part for part in (estimate.value, estimate.low, estimate.high))
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"

@@ -8,6 +8,7 @@ from typing import Any
 from iec.evaluation.metrics.figure import Figure
 from iec.experiments.paper.tables import OVERHEAD, PaperRow, PaperTable
 from iec.experiments.settings import describe_correction, quantizes
+from iec.experiments.spread import spread
 from iec.reports.table import Column, Row, Table, to_markdown
 from iec.storage.files import write_json, write_text
 
@@ -143,5 +144,4 @@ def _notes(report: PaperReport) -> list[str]:
 
 
 def _spread(figure: Figure) -> str:
-    value, low, high = figure.estimate.value, figure.estimate.low, figure.estimate.high
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    return spread(figure.estimate, 1, 2)
