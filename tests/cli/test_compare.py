@@ -56,6 +56,7 @@ def test_a_users_model_is_compared_and_then_found_again(compare, model, tmp_path
     [
         (["-n", 9], "at least 10 images"),
         (["--samples", 0], "at least 1 trajectory"),
+        (["--device", "nowhere"], "The device 'nowhere' cannot be used here"),
         (["--spacing", "scheduler"], "one time grid: use the spacing quad"),
         (["--cache", "deepcache:5"], "longer than the run of 4 steps"),
         (["--cache", "deepcache:2", "--quantize", "w8a8"], "--cachequant 2,w8a8"),

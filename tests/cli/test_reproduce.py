@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 from experiments.tiny import tiny_pipeline
+from safetensors import safe_open
 
 from iec.cli import main
 from iec.experiments import measuring, tables
 from iec.experiments.figures import config
 from iec.experiments.tables import System, load_tables
+from iec.models.loading import load_pipeline
 
 
 def small(name):
@@ -48,6 +50,44 @@ def test_a_table_is_a_page_a_report_and_pictures(reproduce, tmp_path):
     # Its rows are those of the figure.
     code, _, _ = reproduce("figure7", "--available")
     assert code == 0
+
+
+def test_images_and_batches_are_as_asked_and_keep_rows_of_their_own(reproduce, tmp_path):
+    for arguments in ((), ("-n", "12", "--batch-size", "4", "--device", "cpu"), ("-n", "12", "--batch-size", "4")):
+        code, _, _ = reproduce("table2", *arguments)
+        assert code == 0
+    kept = [read_row(path) for path in (tmp_path / "measured" / "rows").iterdir()]
+    # Full precision, and one system without and with correction; naming the default device changes nothing.
+    assert sorted((len(images), record["images"], record["device"]) for images, record in kept) == sorted(
+        3 * [(10, 10, "cpu")] + 3 * [(12, 12, "cpu")]
+    )
+    assert "12 images" in (tmp_path / "out" / "table2.md").read_text()
+    assert "batches of 4" in (tmp_path / "out" / "table2.html").read_text()
+    code, _, _ = reproduce("figure2", "-n", "11", "--json")
+    assert code == 0
+
+
+def read_row(path):
+    with safe_open(path, "pt") as file:
+        return file.get_tensor("images"), json.loads(file.metadata()["record"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("-n", "9"), "--images must be at least 10, but is 9"),
+        (("--batch-size", "0"), "--batch-size must be at least 1, but is 0"),
+        (("--dtype", "float8"), "Unknown dtype 'float8'"),
+        (("--device", "nowhere"), "The device 'nowhere' cannot be used here"),
+    ],
+)
+@pytest.mark.parametrize("name", ["efficient", "table2", "figure2"])
+def test_bad_settings_are_one_sentence(reproduce, monkeypatch, tmp_path, name, arguments, sentence):
+    monkeypatch.setattr(measuring, "load_pipeline", load_pipeline)
+    code, printed, error = reproduce(name, *arguments)
+    assert (code, printed) == (2, "")
+    assert sentence in error
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
 @pytest.mark.parametrize(("name", "suffix"), [("figure2", "svg"), ("figure3", "svg"), ("figure7", "png")])

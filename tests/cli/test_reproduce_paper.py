@@ -250,6 +250,30 @@ def test_what_is_missing_is_one_sentence_before_any_work(run, folder, tmp_path, 
     assert not (tmp_path / "results").exists()
 
 
+def pictures(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.png")}
+
+
+def test_of_several_processes_each_samples_its_part_and_the_last_measures(run, folder, tmp_path, monkeypatch):
+    options = [*folder("cifar10"), "--batch-size", 4]
+    assert run("cifar10", *options)[0] == 0
+    alone = pictures(tmp_path / "results")
+    page = (tmp_path / "pages" / "table1-cifar10.json").read_text()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        shared = ["-o", tmp_path / "shared", "--results", tmp_path / "both"]
+        code, printed, error = run("cifar10", *options, *shared)
+        assert code == 0, error
+        assert ("Process 1 of 2 has sampled its part of every row" in printed) == (rank == "1")
+        assert [path.name for path in (tmp_path / "shared").glob("*.json")] == ["table1-cifar10.json"] * (rank == "0")
+    assert pictures(tmp_path / "both") == alone
+    figures = [row["figures"] for row in json.loads(page)["rows"]]
+    found = json.loads((tmp_path / "shared" / "table1-cifar10.json").read_text())
+    assert [row["figures"] for row in found["rows"]] == figures
+
+
 def test_a_table_of_several_data_sets_needs_one():
     with pytest.raises(ValueError, match="table4 has several data sets: choose one with --data imagenet or coco"):
         tables.load_paper_table("table4")

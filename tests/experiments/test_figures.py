@@ -10,7 +10,7 @@ import iec
 from iec.efficient import DeepCacheConfig, apply
 from iec.experiments import measuring
 from iec.experiments.figures.config import figure_names, load_figure
-from iec.experiments.figures.corrected_steps import corrected_percent, overhead_percent
+from iec.experiments.figures.corrected_steps import corrected_percent
 from iec.experiments.figures.drawing import write_figure
 from iec.experiments.figures.errors import compare_errors, error_sentence, step_ranges
 from iec.experiments.figures.reproduce import FigureSource, figure_settings
@@ -184,7 +184,7 @@ def test_figure_three_is_table_five_over_the_fraction_of_corrected_steps(tiny, t
     assert corrected_percent(plain) == [0, 100, 50]
     assert corrected_percent(cached) == [0, 100, 50]
     seconds = [row.record["processor_seconds"] for row in cached.rows]
-    assert overhead_percent(cached) == pytest.approx([100 * (s - seconds[0]) / seconds[0] for s in seconds])
+    assert cached.overheads() == pytest.approx([100 * (s - seconds[0]) / seconds[0] for s in seconds])
     numbers = drawing.numbers["systems"][1]
     assert numbers["published_overhead_percent"] == [0, 14, 7]
     judged = full_precision(figure.table, source.measurements)

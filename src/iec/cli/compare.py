@@ -11,6 +11,7 @@ from iec.cli.common import (
     BatchSize,
     Cache,
     CacheQuant,
+    Device,
     DType,
     Json,
     Model,
@@ -42,6 +43,7 @@ def compare(
     samples: Annotated[
         int, typer.Option(help="Full-precision trajectories behind each calibrated plan, of which every rival has one.")
     ] = 64,
+    device: Device = "cpu",
     output: Annotated[Path, typer.Option("-o", "--output", help="Where compare.md, .json, .svg and .html go.")] = Path(
         "iec-compare"
     ),
@@ -78,9 +80,13 @@ def compare(
         require_spacing(spacing or ("quad" if model is None else "linspace")),
         model,
         Calibration(samples),
+        device,
     )
     precision = torch_dtype(dtype)
-    pipe = load_pipeline(dtype=precision) if model is None else load_unconditional(model, precision, request.spacing)
+    if model is None:
+        pipe = load_pipeline(None, precision, device)
+    else:
+        pipe = load_unconditional(model, precision, request.spacing, device)
     unit = request.require_valid(pipe)
     require_writable(output)
     work = workload(request, unit)

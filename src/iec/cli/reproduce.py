@@ -1,5 +1,6 @@
 """`iec reproduce`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,16 +54,20 @@ def reproduce(
         str | None, typer.Option(help="Of the paper scale: a CLIP model of transformers; without it, ViT-g/14.")
     ] = None,
     images: Annotated[
-        int | None, typer.Option("-n", "--images", help="Of the paper scale: fewer images per row than the paper has.")
+        int | None, typer.Option("-n", "--images", help="Images per row; without it, 500, or as many as the paper has.")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Of the paper scale: images per batch; without it, the paper's.")
+        int | None, typer.Option(help="Images per batch; without it, 32, or as many as the paper has.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Of the paper scale: a torch device, such as cuda.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Of the paper scale: the network's dtype; float32.")] = None,
+    device: Annotated[str | None, typer.Option(help="A torch device, such as cuda; without it, cpu.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="The network's dtype; without it, bfloat16, at the paper scale float32.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure the paper's claims on the embedded model, or with --scale paper on the paper's; run again, it goes on.
+
+    On a GPU, more images: iec reproduce table2 --device cuda -n 5000 --batch-size 250 -o results/
 
     Example: iec reproduce table2 -o results/
     """
@@ -80,19 +85,24 @@ def reproduce(
         reproduce_paper(what, options, output, results, as_json)
         return
     options.require_unset()
+    chosen = options.of_both_scales()
     if what == "efficient":
         from iec.experiments.evidence import EvidenceConfig
 
         config = EvidenceConfig.load(size)
+        if "images" in chosen:
+            config = config.with_images(chosen.pop("images"))
+        config = replace(config, **chosen)
         require_writable(output)
         _efficient(config, size, output, results, only, available, as_json)
         return
     if what in figure_names():
         figure = load_figure(what)
+        figure = replace(figure, table=replace(figure.table, **chosen))
         require_writable(output)
         _figure(figure, output, results, available, as_json)
         return
-    parts = load_tables(what)
+    parts = [replace(part, **chosen) for part in load_tables(what)]
     require_writable(output)
     _tables(parts, output, results, as_json)
 

@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,15 @@ class EvidenceConfig:
     batch_size: int
     calibration: Calibration
     parts: tuple[Part, ...]
+    device: str = "cpu"
+
+    def with_images(self, images: int) -> "EvidenceConfig":
+        """The same with so many images from each seed."""
+        return replace(self, parts=tuple(replace(part, images=images) for part in self.parts))
 
     def measurements(self, folder: Path, **callbacks: Any) -> Measurements:
         """Rows with these settings, kept in `folder`; the callbacks are those of `Measurements`."""
-        return Measurements(folder, self.dtype, self.batch_size, self.calibration, **callbacks)
+        return Measurements(folder, self.dtype, self.batch_size, self.calibration, device=self.device, **callbacks)
 
     @classmethod
     def load(cls, size: str, path: Path | None = None) -> "EvidenceConfig":

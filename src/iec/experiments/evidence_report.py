@@ -12,7 +12,7 @@ import torch
 from iec.efficient import CacheQuantConfig, DeepCacheConfig, QuantizationConfig
 from iec.evaluation.bootstrap import Estimate
 from iec.experiments.evidence import REFRESH_ONLY, EvidenceConfig, Part, Row
-from iec.experiments.rows import Figures, Judge, Verdict, compare
+from iec.experiments.rows import Judge, PairableFigures, Verdict, compare
 from iec.experiments.settings import Setting, Technique, describe_correction
 from iec.experiments.spread import spread
 from iec.method.config import IECConfig
@@ -43,7 +43,7 @@ class JudgedRow:
     """A row with its figures over all seeds, and KD-cifar of each seed on its own."""
 
     row: Row
-    figures: Figures
+    figures: PairableFigures
     per_seed: tuple[float, ...]
 
     @property

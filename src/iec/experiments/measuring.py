@@ -23,7 +23,7 @@ from iec.storage.fingerprint import fingerprint
 class Measurements:
     """The rows of one model in `folder`, with the plans that they need.
 
-    model: as of `load_unconditional`; None for the embedded model.
+    model: as of `load_unconditional`; None for the embedded model. device: where it runs.
     on_row(setting, seed, done): before each row; done says that it is there. on_images(images): after each batch.
     on_calibration(setting, done, total): while a plan is made.
     """
@@ -38,8 +38,9 @@ class Measurements:
         on_images: Callable[[int], None] = lambda images: None,
         on_calibration: Callable[[Setting, int, int], None] = lambda setting, done, total: None,
         model: str | None = None,
+        device: str = "cpu",
     ) -> None:
-        self.model = model
+        self.model, self.device = model, device
         self.dtype, self.batch_size, self.on_row, self.on_images = dtype, batch_size, on_row, on_images
         self.rows = ResultFolder(folder / "rows")
         self.plans = Plans(calibration, folder / "plans", on_calibration, storage="packed")
@@ -59,7 +60,7 @@ class Measurements:
         sampled = sample_setting(
             pipe, setting, images, seed, self.batch_size, self.plans, self.on_images, calibration=calibration
         )
-        row = StoredRow(sampled.images, _record(setting, drawn, sampled))
+        row = StoredRow(sampled.images, _record(setting, drawn, sampled, pipe.device.type))
         self.rows.add(key, row)
         return row
 
@@ -74,18 +75,20 @@ class Measurements:
         """The model with the setting's solver."""
         dtype = getattr(torch, self.dtype)
         if self.model is None:
-            pipe = load_pipeline(dtype=dtype, spacing=spacing)
+            pipe = load_pipeline(dtype=dtype, device=self.device, spacing=spacing)
         else:
-            pipe = load_unconditional(self.model, dtype, spacing)
+            pipe = load_unconditional(self.model, dtype, spacing, self.device)
         return with_solver(pipe, setting.sampler)
 
     def settings(
         self, pipe: DiffusionPipeline, setting: Setting, images: int, seed: int, spacing: str
     ) -> dict[str, Any]:
-        """Everything that decides a row's bytes; what is as the embedded model's DDIM has it adds nothing."""
+        """Everything that decides a row's bytes; what is as the embedded model's DDIM on a CPU has it adds nothing."""
         own: dict[str, Any] = {} if setting.sampler == PLAIN else {"sampler": setting.sampler.to_dict()}
         if self.model is not None:
             own["noise_schedule"] = noise_schedule(pipe.scheduler.config)
+        if pipe.device.type != "cpu":
+            own["device"] = pipe.device.type
         return {
             "weights": fingerprint(network_of(pipe)),
             "scheduler": spacing,
@@ -102,7 +105,7 @@ class Measurements:
         }
 
 
-def _record(setting: Setting, seed: int, sampled: Sampled) -> dict[str, Any]:
+def _record(setting: Setting, seed: int, sampled: Sampled, device: str) -> dict[str, Any]:
     return {
         "setting": setting.label,
         "seed": seed,
@@ -115,4 +118,5 @@ def _record(setting: Setting, seed: int, sampled: Sampled) -> dict[str, Any]:
         "processor_seconds": sampled.processor_seconds,
         "peak_memory_mb": sampled.peak_memory_mb,
         "threads": torch.get_num_threads(),
+        "device": device,
     }

@@ -112,6 +112,7 @@ class Plans:
         assert setting.technique is not None
         network = network_of(pipe)
         scheduler = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
+        device = pipe.device.type
         settings = {
             "weights": fingerprint(network),
             "dtype": str(next(network.parameters()).dtype),
@@ -119,6 +120,7 @@ class Plans:
             "num_steps": setting.num_steps,
             "technique": technique_settings(setting.technique),
             "calibration": asdict(self.calibration),
+            **({} if device == "cpu" else {"device": device}),
         }
         return digest(settings)
 

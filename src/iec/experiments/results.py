@@ -1,6 +1,8 @@
 """Sampled rows in a folder, keyed by their settings, so that none is ever computed twice."""
 
 import json
+import platform
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,24 @@ class StoredRow:
 
     images: torch.Tensor
     record: dict[str, Any]
+
+    @property
+    def device(self) -> str:
+        """The kind of device that it was sampled on."""
+        return str(self.record.get("device", "cpu"))
+
+    @property
+    def seconds(self) -> float:
+        """What sampling took: on a CPU in processor time, which other processes on the machine hardly change."""
+        return float(self.record["processor_seconds" if self.device == "cpu" else "seconds"])
+
+
+def machine(rows: Iterable[StoredRow]) -> str:
+    """What sampled the rows, for a report."""
+    workers = {
+        f"{row.record['threads']} workers of one thread each" if row.device == "cpu" else row.device for row in rows
+    }
+    return f"{platform.machine()}, {' or '.join(sorted(workers))}"
 
 
 class TensorFolder:

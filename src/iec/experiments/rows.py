@@ -59,7 +59,17 @@ class Figures:
     kernel: Estimate
     frechet: Estimate
     psnr: Estimate | None
+
+
+@dataclass(frozen=True)
+class PairableFigures(Figures):
+    """Figures with the terms that pair them with another row's, which take 8 n^2 bytes."""
+
     terms: KernelTerms
+
+    def alone(self) -> Figures:
+        """The figures without what pairs them."""
+        return Figures(self.kernel, self.frechet, self.psnr)
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class Judged:
     """One setting with its figures."""
 
     sampled: Sampled
-    figures: Figures
+    figures: PairableFigures
 
 
 @dataclass(frozen=True)
@@ -129,13 +139,14 @@ def generate_in_parallel(
     on_batch: Callable[[int], None],
     calibration: bool = False,
 ) -> list[Batch]:
-    """All batches of a setting, by one worker of one thread per core: the same bytes whatever their number.
+    """All batches of a setting, on a CPU by one worker of one thread per core: the same bytes whatever their number.
 
     For a network this small, that is faster than several threads inside one evaluation.
     """
     numbers = range(math.ceil(num_images / batch_size))
     cores = torch.get_num_threads()
-    shares = [frozenset(numbers) - frozenset(numbers[worker::cores]) for worker in range(min(cores, len(numbers)))]
+    workers = min(cores, len(numbers)) if pipe.device.type == "cpu" else 1
+    shares = [frozenset(numbers) - frozenset(numbers[worker::workers]) for worker in range(workers)]
     stopped = threading.Event()
 
     def work(skip: frozenset[int]) -> list[Batch]:
@@ -152,8 +163,8 @@ def generate_in_parallel(
                 break
         return done
 
-    with ThreadPoolExecutor(len(shares)) as workers:
-        futures = [workers.submit(work, skip) for skip in shares]
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(work, skip) for skip in shares]
         try:
             batches = [batch for future in futures for batch in future.result()]
         finally:
@@ -174,12 +185,12 @@ class Judge:
         features = extract_features(self.network, images)
         return kernel_distance(kernel_terms(features, self.reference.features, self.within_reference)).item()
 
-    def judge(self, images: torch.Tensor) -> Figures:
+    def judge(self, images: torch.Tensor) -> PairableFigures:
         """The figures of images uint8 [n, 3, 32, 32], each with its 95 % bootstrap interval."""
         features = extract_features(self.network, images)
         terms = kernel_terms(features, self.reference.features, self.within_reference)
         errors = mean_squared_error(images, self.full_precision)
-        return Figures(
+        return PairableFigures(
             bootstrap_kernel_distance(terms),
             bootstrap_frechet(features, self.reference),
             bootstrap_psnr(errors) if bool(errors.any()) else None,
@@ -187,6 +198,6 @@ class Judge:
         )
 
 
-def compare(ours: Figures, rival: Figures, setting: Setting) -> Verdict:
+def compare(ours: PairableFigures, rival: PairableFigures, setting: Setting) -> Verdict:
     """The verdict on a row against a rival with that setting, paired by image."""
     return Verdict(setting, bootstrap_kernel_difference(ours.terms, rival.terms))

@@ -7,6 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from iec.experiments.language import parse_correction, parse_technique
 from iec.experiments.measuring import Measurements
 from iec.experiments.plans import Calibration
@@ -33,7 +35,7 @@ class ExperimentTable:
     """One table, or one part of it: every system with every correction, at one number of steps and one spacing.
 
     part: what of the table it is, where that has several. solver: as of `Sampling`. absent: one sentence on what of the
-    paper's experiment has no counterpart on the embedded model.
+    paper's experiment has no counterpart on the embedded model. device: where it is sampled.
     """
 
     name: str
@@ -50,6 +52,12 @@ class ExperimentTable:
     part: str = ""
     solver: Solver = "ddim"
     absent: str = ""
+    device: str = "cpu"
+
+    @property
+    def timed(self) -> str:
+        """Which time its overheads are of."""
+        return "processor time" if torch.device(self.device).type == "cpu" else "time"
 
     @property
     def stem(self) -> str:
@@ -72,7 +80,7 @@ class ExperimentTable:
 
     def measurements(self, folder: Path, **callbacks: Any) -> Measurements:
         """Rows of this table's kind, kept in `folder`; the callbacks are those of `Measurements`."""
-        return Measurements(folder, self.dtype, self.batch_size, self.calibration, **callbacks)
+        return Measurements(folder, self.dtype, self.batch_size, self.calibration, device=self.device, **callbacks)
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,10 @@ class MeasuredSystem:
     system: System
     settings: tuple[Setting, ...]
     rows: tuple[StoredRow, ...]
+
+    def overheads(self) -> list[float]:
+        """By how much more time each row took than the first, in percent."""
+        return [100 * (row.seconds / self.rows[0].seconds - 1) for row in self.rows]
 
 
 def table_names() -> list[str]:

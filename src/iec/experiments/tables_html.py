@@ -8,6 +8,7 @@ import diffusers
 import torch
 from PIL import Image
 
+from iec.experiments.results import machine
 from iec.experiments.settings import describe_correction
 from iec.experiments.tables_report import (
     JudgedSystem,
@@ -86,17 +87,17 @@ def _png(image: torch.Tensor) -> bytes:
 
 def _facts(parts: Sequence[JudgedTable]) -> tuple[tuple[str, str], ...]:
     table = parts[0].table
-    record = parts[0].systems[0].measured.rows[0].record
+    rows = [row for part in parts for one in part.systems for row in one.measured.rows]
     calibration = table.calibration
     return (
         ("model", "the embedded CIFAR-10 UNet (32x32, unconditional, epsilon prediction)"),
         ("steps", "; ".join(f"{part.table.num_steps}, {part.table.spacing}, {part.table.solver}" for part in parts)),
         ("images per row", f"{table.images}, seed {table.seed}, batches of {table.batch_size}"),
-        ("network dtype", f"{table.dtype}; the state is float32"),
+        ("network dtype", f"{table.dtype} on {table.device}; the state is float32"),
         ("plans", f"from {calibration.samples} trajectories of seed {calibration.seed} + 2000"),
         (
             "versions",
             f"torch {torch.__version__}, diffusers {diffusers.__version__}, Python {platform.python_version()}",
         ),
-        ("machine", f"{platform.machine()}, {record['threads']} workers of one thread each"),
+        ("machine", machine(rows)),
     )

@@ -11,7 +11,6 @@ from PIL.Image import Image
 from iec.evaluation.bootstrap import Estimate
 from iec.evaluation.features import extract_features
 from iec.evaluation.metrics.inception_score import inception_score
-from iec.experiments.results import StoredRow
 from iec.experiments.rows import Figures, Judge, Verdict, compare
 from iec.experiments.settings import Setting, describe_correction, quantizes
 from iec.experiments.spread import spread
@@ -60,7 +59,8 @@ def judge_table(measured: Sequence[MeasuredSystem], full_precision: torch.Tensor
         verdicts = [compare(corrected, figures[0], one.settings[0]) for corrected in figures[1:]]
         scored = [row.images for row in one.rows] if one.system.publishes("IS") else []
         scores = [inception_score(network.logits(extract_features(network, images))) for images in scored]
-        judged.append(JudgedSystem(one, tuple(figures), tuple(verdicts), tuple(scores)))
+        alone = tuple(own.alone() for own in figures)
+        judged.append(JudgedSystem(one, alone, tuple(verdicts), tuple(scores)))
     return judged
 
 
@@ -80,7 +80,7 @@ def result_table(judged: JudgedTable) -> Table:
         Column("against none", note="KD-cifar, paired"),
         Column("PSNR", note="dB"),
         Column("evaluations", note="full + cached"),
-        Column("overhead", note="processor time, %"),
+        Column("overhead", note=f"{table.timed}, %"),
     )
     rows = [row for one in systems for row in _rows(one, names, table.publishes("IS"), absent)]
     quantized = any(quantizes(one.measured.settings[0].technique) for one in systems)
@@ -164,7 +164,7 @@ def sampling_sentence(table: ExperimentTable) -> str:
     sampler = "Stable Diffusion's PLMS" if table.solver == "plms-sd" else f"{table.spacing}, eta 0"
     return (
         f"{table.images} images of seed {table.seed} on the embedded CIFAR-10 model (4.3 million parameters), T="
-        f"{table.num_steps} {sampler}, {table.dtype}; 95 % bootstrap intervals."
+        f"{table.num_steps} {sampler}, {table.dtype} on {table.device}; 95 % bootstrap intervals."
     )
 
 
@@ -207,9 +207,9 @@ def _json_rows(systems: Sequence[JudgedSystem]) -> list[dict[str, Any]]:
 
 def _rows(one: JudgedSystem, names: Sequence[str], scored: bool, absent: Sequence[str]) -> list[Row]:
     rows = []
-    first, stored = one.figures[0], one.measured.rows
+    first, overheads = one.figures[0], one.measured.overheads()
     for i, (setting, figures) in enumerate(zip(one.measured.settings, one.figures, strict=True)):
-        record = stored[i].record
+        record = one.measured.rows[i].record
         published = [cell for name in names for cell in _published(one.measured.system.published.get(name, ()), i)]
         cells = (
             "none" if setting.correction is None else describe_correction(setting.correction),
@@ -222,7 +222,7 @@ def _rows(one: JudgedSystem, names: Sequence[str], scored: bool, absent: Sequenc
             f"{spread(one.verdicts[i - 1].difference, 1000, 1)} {one.verdicts[i - 1].outcome}" if i else "",
             "reference" if figures.psnr is None else spread(figures.psnr, 1, 1),
             f"{record['full_evaluations']} + {record['cached_evaluations']}",
-            _change(_seconds(stored[0]), _seconds(stored[i])) if i else "",
+            f"{overheads[i]:+.0f}" if i else "",
         )
         rows.append(Row(cells, "", setting.system))
     return rows
@@ -236,10 +236,6 @@ def _published(values: Sequence[float], index: int) -> tuple[str, str]:
 
 def _change(before: float, after: float) -> str:
     return f"{100 * (after / before - 1):+.0f}"
-
-
-def _seconds(row: StoredRow) -> float:
-    return float(row.record["processor_seconds"])
 
 
 def _points(one: JudgedSystem) -> list[Point]:

@@ -10,13 +10,13 @@ from iec.models.loading import load_pipeline
 from iec.models.unconditional import UnconditionalPipeline
 
 
-def load_unconditional(model: str, dtype: torch.dtype, spacing: str) -> UnconditionalPipeline:
+def load_unconditional(model: str, dtype: torch.dtype, spacing: str, device: str = "cpu") -> UnconditionalPipeline:
     """The network and noise schedule of a diffusers folder or hub name, under DDIM with this spacing.
 
     Raises ValueError, in one sentence, for a model that cannot be sampled so, or whose images our CIFAR-10 network
     cannot judge.
     """
-    pipe = load_pipeline(model, dtype, spacing=require_spacing(spacing))
+    pipe = load_pipeline(model, dtype, device, require_spacing(spacing))
     _require_unconditional(pipe, model)
     own = UnconditionalPipeline(pipe.unet, pipe.scheduler)
     own.set_progress_bar_config(disable=True)

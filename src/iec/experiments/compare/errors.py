@@ -41,4 +41,5 @@ def _table(request: Request) -> ExperimentTable:
         dtype=request.dtype,
         batch_size=request.batch_size,
         calibration=request.calibration,
+        device=request.device,
     )

@@ -20,6 +20,7 @@ from iec.experiments.compare.tables import (
 )
 from iec.experiments.figures.errors import error_line
 from iec.experiments.plans import technique_settings
+from iec.experiments.results import machine
 from iec.experiments.rows import Verdict
 from iec.experiments.settings import describe, describe_correction, quantizes
 from iec.reports.grid import picture_grid, png_bytes
@@ -225,9 +226,5 @@ def _facts(comparison: Comparison) -> tuple[tuple[str, str], ...]:
             "versions",
             f"torch {torch.__version__}, diffusers {diffusers.__version__}, Python {platform.python_version()}",
         ),
-        ("machine", f"{platform.machine()}; rows by {_workers(comparison)} workers of one thread"),
+        ("machine", machine(row.stored for row in comparison.rows)),
     )
-
-
-def _workers(comparison: Comparison) -> str:
-    return " or ".join(sorted({str(row.stored.record["threads"]) for row in comparison.rows}))

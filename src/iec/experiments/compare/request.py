@@ -31,7 +31,7 @@ class Request:
     """The settings of a comparison.
 
     technique: what makes the model efficient; None compares correction on the model as it is. corrections: the
-    correctors. model: as of `Measurements`. calibration: how plans are made.
+    correctors. model, device: as of `Measurements`. calibration: how plans are made.
     """
 
     technique: Technique | None = None
@@ -44,6 +44,7 @@ class Request:
     spacing: Spacing = "quad"
     model: str | None = None
     calibration: Calibration = _CALIBRATION
+    device: str = "cpu"
 
     @property
     def plain(self) -> Setting:
@@ -67,7 +68,9 @@ class Request:
 
     def measurements(self, folder: Path, **callbacks: Any) -> Measurements:
         """The rows of this comparison, kept in `folder`; the callbacks are those of `Measurements`."""
-        return Measurements(folder, self.dtype, self.batch_size, self.calibration, model=self.model, **callbacks)
+        return Measurements(
+            folder, self.dtype, self.batch_size, self.calibration, model=self.model, device=self.device, **callbacks
+        )
 
     def require_valid(self, pipe: DiffusionPipeline) -> EvaluationCost:
         """The unit of cost of `pipe`, which is the model without anything applied.

@@ -163,8 +163,8 @@ def _notes(comparison: Comparison) -> tuple[str, ...]:
         f"Cost is full evaluations{cached}; a rival has as many steps as the cost of a corrected row pays for. "
         "Memory is the weights and what sampling held beside them.",
         f"{grids}; PLMS starts at another timestep, on an even grid, so that its PSNR says little.",
-        "The epsilon scale and the window of the time shift are those of a few with the lowest KD-cifar over "
-        f"{request.tuning_images} images of the calibration seed (seed {request.seed} + 2000).",
+        "The epsilon scale and the window of the time shift are those of a few, no change not among them, with the "
+        f"lowest KD-cifar over {request.tuning_images} images of the calibration seed (seed {request.seed} + 2000).",
         "Front: no other row is both as cheap and better.",
     ]
     if quantizes(request.technique):

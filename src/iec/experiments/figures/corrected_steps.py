@@ -30,13 +30,13 @@ def draw_steps(figure: FigureConfig, measurements: Measurements) -> Drawing:
     judged = judge_table(measure_table(table, measurements), reference.images)
     panels = [Panel(_name(one), _FRACTION, "KD-cifar x1000 (lower is better)", [_quality(one)]) for one in judged]
     overheads = [line for place, one in enumerate(judged) for line in _overheads(one, place)]
-    panels.append(Panel("Overhead", _FRACTION, "processor time, %", overheads))
+    panels.append(Panel("Overhead", _FRACTION, f"{table.timed}, %", overheads))
     return Drawing(
         ".svg",
         line_plot(panels).encode(),
         "KD-cifar and overhead over the fraction of corrected steps",
         [*map(_sentence, judged), "A published overhead (dashed) is time on the authors' machine."],
-        _table(judged),
+        _table(judged, table.timed),
         {"systems": [_numbers(one) for one in judged]},
     )
 
@@ -46,12 +46,6 @@ def corrected_percent(measured: MeasuredSystem) -> list[float]:
     full = [int(row.record["full_evaluations"]) for row in measured.rows]
     passes = [1 if (found := setting.correction) is None else found.num_iterations for setting in measured.settings]
     return [100 * (count - full[0]) / (full[0] * each) for count, each in zip(full, passes, strict=True)]
-
-
-def overhead_percent(measured: MeasuredSystem) -> list[float]:
-    """By how much more processor time each row took than the first, in percent."""
-    seconds = [float(row.record["processor_seconds"]) for row in measured.rows]
-    return [100 * (each / seconds[0] - 1) for each in seconds]
 
 
 def _quality(one: JudgedSystem) -> Line:
@@ -68,7 +62,7 @@ def _quality(one: JudgedSystem) -> Line:
 
 def _overheads(one: JudgedSystem, colour: int) -> list[Line]:
     x, published = corrected_percent(one.measured), one.measured.system.published.get(_PUBLISHED)
-    lines = [_plain(_name(one), x, overhead_percent(one.measured), colour)]
+    lines = [_plain(_name(one), x, one.measured.overheads(), colour)]
     return (
         lines if published is None else [*lines, _plain(f"{_name(one)}, published", x, published, colour, dashed=True)]
     )
@@ -94,19 +88,19 @@ def _sentence(one: JudgedSystem) -> str:
     return f"{_name(one)}: correction {'; it '.join(parts)}."
 
 
-def _table(judged: Sequence[JudgedSystem]) -> Table:
+def _table(judged: Sequence[JudgedSystem], timed: str) -> Table:
     columns = (
         Column("correction", align="left"),
         Column("corrected steps", note="% of the full ones"),
         Column("KD-cifar x1000"),
         Column("against none", note="KD-cifar x1000, paired"),
-        Column("overhead", note="processor time, %"),
+        Column("overhead", note=f"{timed}, %"),
         Column("overhead", note="published, %"),
     )
     rows = []
     for one in judged:
         published = one.measured.system.published.get(_PUBLISHED, ())
-        overhead = overhead_percent(one.measured)
+        overhead = one.measured.overheads()
         for i, percent in enumerate(corrected_percent(one.measured)):
             against = f"{_thousand(one.verdicts[i - 1].difference)} {one.verdicts[i - 1].outcome}" if i else ""
             correction = one.measured.settings[i].correction
@@ -130,7 +124,7 @@ def _numbers(one: JudgedSystem) -> dict[str, object]:
     return {
         "system": _name(one),
         "corrected_percent": corrected_percent(one.measured),
-        "overhead_percent": overhead_percent(one.measured),
+        "overhead_percent": one.measured.overheads(),
         "published_overhead_percent": list(one.measured.system.published.get(_PUBLISHED, ())),
         "kd_cifar": [asdict(figures.kernel) for figures in one.figures],
         "against_none": [asdict(verdict.difference) for verdict in one.verdicts],

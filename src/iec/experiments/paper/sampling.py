@@ -14,12 +14,14 @@ from iec.evaluation.bootstrap import MINIMUM_IMAGES
 from iec.evaluation.class_labels import class_inputs
 from iec.evaluation.image_folder import ImageFolder
 from iec.evaluation.per_image import listed
+from iec.evaluation.processes import ALONE, Share
 from iec.evaluation.sampling import require_sampling, sample_to_folder
 from iec.experiments.paper.tables import PaperTable
 from iec.experiments.plans import planned
 from iec.experiments.settings import Setting, describe
 from iec.method.noise import CALIBRATION_OFFSET
 from iec.models.paper import PaperModel
+from iec.storage.locking import exclusive
 
 #: Trajectories are calibrated in batches of at most this.
 _CALIBRATION_BATCH = 16
@@ -40,7 +42,7 @@ class PaperSampler:
     """Samples rows of one paper model.
 
     source: the folder or hub name of its weights, for the record. prompts: the captions, for a model that takes them.
-    folder: where images and plans are kept, in folders named by their rows.
+    folder: where images and plans are kept, in folders named by their rows. share: as of `sample_to_folder`.
     Raises ValueError for settings that sampling would refuse.
     """
 
@@ -52,6 +54,7 @@ class PaperSampler:
     batch_size: int
     seed: int = 0
     prompts: tuple[str, ...] = ()
+    share: Share = ALONE
 
     def __post_init__(self) -> None:
         require_inputs(self.model, self.images, self.prompts)
@@ -86,16 +89,18 @@ class PaperSampler:
         on_images(images): how many are there. on_calibration(done, total): in trajectories.
         """
         plan = self.folder / "plans" / _slug(f"{describe(setting.technique)} T={setting.num_steps}")
-        used = planned(
-            self.pipe,
-            setting.technique,
-            setting.num_steps,
-            plan,
-            self._calibration_inputs(),
-            on_calibration,
-            self.model.calibration,
-            min(self.batch_size, _CALIBRATION_BATCH),
-        )
+        # Of several processes one calibrates, and the others wait for its plan.
+        with exclusive(self.folder / ".plan.lock"):
+            used = planned(
+                self.pipe,
+                setting.technique,
+                setting.num_steps,
+                plan,
+                self._calibration_inputs(),
+                on_calibration,
+                self.model.calibration,
+                min(self.batch_size, _CALIBRATION_BATCH),
+            )
         try:
             return sample_to_folder(
                 self.pipe,
@@ -108,6 +113,7 @@ class PaperSampler:
                 technique=used,
                 correction=setting.correction,
                 inputs=self.inputs(),
+                share=self.share,
                 on_progress=on_images,
             )
         finally:
