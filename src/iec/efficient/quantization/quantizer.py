@@ -75,9 +75,9 @@ def fake_quantize(x: torch.Tensor, grid: Grid) -> torch.Tensor:
     """
     # Clamping at the shifted bounds spares adding the zero point and taking it off again.
     if not torch.is_grad_enabled():
-        # Four new tensors for every activation would cost more than the arithmetic.
+        # More new tensors for every activation would cost more than the arithmetic.
         low = -grid.zero_point
-        steps = (x.float() / grid.delta).round_()
+        steps = x.to(torch.float32, copy=True).div_(grid.delta).round_()
         # `clamp_` with tensors for bounds takes four times as long on a CPU.
         torch.maximum(steps, low, out=steps)
         torch.minimum(steps, low + grid.largest_code, out=steps)
