@@ -134,11 +134,11 @@ def _table(name: str, entry: Mapping[str, Any], common: Mapping[str, Any]) -> Ex
         System(row["system"], {k: tuple(map(float, v)) for k, v in row.get("published", {}).items()})
         for row in entry["rows"]
     )
-    own = {key: value for key, value in entry.items() if key not in ("rows", "corrections")}
+    own = {key: value for key, value in entry.items() if key not in ("rows", "corrections", "calibration")}
     shared = {key: common[key] for key in ("images", "seed", "dtype", "batch_size")}
-    calibration = Calibration(**common["calibration"])
+    calibration = Calibration(**common["calibration"] | entry.get("calibration", {}))
     corrections = tuple(entry["corrections"])
-    return ExperimentTable(name, **own, **shared, corrections=corrections, systems=systems, calibration=calibration)
+    return ExperimentTable(name, **shared | own, corrections=corrections, systems=systems, calibration=calibration)
 
 
 def _parts(entry: Any) -> list[Mapping[str, Any]]:

@@ -14,6 +14,7 @@ from iec.experiments.tables_report import (
     JudgedSystem,
     JudgedTable,
     lead_sentence,
+    plan_sentence,
     quality_plot,
     result_table,
     seed_grid,
@@ -86,15 +87,16 @@ def _png(image: torch.Tensor) -> bytes:
 
 
 def _facts(parts: Sequence[JudgedTable]) -> tuple[tuple[str, str], ...]:
-    table = parts[0].table
+    tables = [part.table for part in parts]
+    first = tables[0]
     rows = [row for part in parts for one in part.systems for row in one.measured.rows]
-    calibration = table.calibration
+    images = dict.fromkeys(f"{table.images}, seed {table.seed}, batches of {table.batch_size}" for table in tables)
     return (
         ("model", "the embedded CIFAR-10 UNet (32x32, unconditional, epsilon prediction)"),
-        ("steps", "; ".join(f"{part.table.num_steps}, {part.table.spacing}, {part.table.solver}" for part in parts)),
-        ("images per row", f"{table.images}, seed {table.seed}, batches of {table.batch_size}"),
-        ("network dtype", f"{table.dtype} on {table.device}; the state is float32"),
-        ("plans", f"from {calibration.samples} trajectories of seed {calibration.seed} + 2000"),
+        ("steps", "; ".join(f"{table.num_steps}, {table.spacing}, {table.solver}" for table in tables)),
+        ("images per row", "; ".join(images)),
+        ("network dtype", f"{first.dtype} on {first.device}; the state is float32"),
+        ("plans", "; ".join(dict.fromkeys(map(plan_sentence, tables)))),
         (
             "versions",
             f"torch {torch.__version__}, diffusers {diffusers.__version__}, Python {platform.python_version()}",

@@ -11,6 +11,7 @@ from PIL.Image import Image
 from iec.evaluation.bootstrap import Estimate
 from iec.evaluation.features import extract_features
 from iec.evaluation.metrics.inception_score import inception_score
+from iec.experiments.plans import needs_plan
 from iec.experiments.rows import Figures, Judge, Verdict, compare
 from iec.experiments.settings import Setting, describe_correction, quantizes
 from iec.experiments.spread import spread
@@ -83,13 +84,15 @@ def result_table(judged: JudgedTable) -> Table:
         Column("overhead", note=f"{table.timed}, %"),
     )
     rows = [row for one in systems for row in _rows(one, names, table.publishes("IS"), absent)]
-    quantized = any(quantizes(one.measured.settings[0].technique) for one in systems)
+    techniques = [found for one in systems if (found := one.measured.settings[0].technique) is not None]
+    quantized, planned = any(map(quantizes, techniques)), any(map(needs_plan, techniques))
     notes = (
         sampling_sentence(table),
         "The published figures are FIDs of other models over 50,000 images and cannot be compared in value: the "
         "columns `change` say by how much correction lowers (-) or raises (+) each.",
         *([_SCORE_NOTE] if table.publishes("IS") else []),
         *([table.absent] if table.absent else []),
+        *([plan_sentence(table)] if planned else []),
         *(["Quantized arithmetic is simulated."] if quantized else []),
     )
     return Table(table.title, columns, tuple(rows), notes)
@@ -166,6 +169,12 @@ def sampling_sentence(table: ExperimentTable) -> str:
         f"{table.images} images of seed {table.seed} on the embedded CIFAR-10 model (4.3 million parameters), T="
         f"{table.num_steps} {sampler}, {table.dtype} on {table.device}; 95 % bootstrap intervals."
     )
+
+
+def plan_sentence(table: ExperimentTable) -> str:
+    """What the plans of the table's systems were made from."""
+    calibration = table.calibration
+    return f"Plans are from {calibration.samples} trajectories of seed {calibration.seed} + 2000."
 
 
 def _section(judged: JudgedTable, titled: bool) -> list[str]:
