@@ -1,11 +1,17 @@
+import errno
 import json
+import shutil
 import sys
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
+from safetensors import SafetensorError
 from tiny_models import ddim_pipe, tiny_unet
 
 from iec.cli.app import main
+from iec.efficient import plan_files
+from iec.evaluation import image_folder
 
 
 @pytest.fixture
@@ -125,6 +131,23 @@ def test_every_command_has_help_with_an_example(iec, command):
     code, printed, _ = iec(command, "--help")
     assert code == 0
     assert f"Example: iec {command}" in printed
+
+
+def test_a_full_disk_is_one_sentence_and_the_command_goes_on(iec, model, tmp_path, monkeypatch):
+    """Images fail with the system's error; a plan, as safetensors has it, with one of its own."""
+    system = OSError(errno.ENOSPC, "No space left on device")
+    own = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    command = ["sample", model, "-n", 2, "--steps", 2, "--batch-size", 2, "-o", tmp_path / "out", "--quantize", "w8a8"]
+    for module, name, error in ((image_folder, "_save_png", system), (plan_files, "save_file", own)):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, Mock(side_effect=error))
+            code, printed, told = iec(*command)
+        assert (code, printed) == (1, "")
+        assert last_sentence(told) == (
+            "iec: the disk is full: free some space and run the same command again; what it had finished is kept."
+        )
+        shutil.rmtree(tmp_path / "out" / "plan", ignore_errors=True)
+    assert iec(*command)[0] == 0
 
 
 def test_train_makes_a_model_that_sample_takes_and_resumes(iec, tmp_path):

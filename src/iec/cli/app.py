@@ -1,5 +1,6 @@
 """`iec`: exit code 0 only on success, 2 with one sentence for bad input, 1 for a failure, 130 when interrupted."""
 
+import errno
 import sys
 
 import typer
@@ -39,13 +40,21 @@ def main() -> None:
             _say(error.format_message())
         elif isinstance(error, (ValueError, TypeError)):
             _say(str(error))
-        elif isinstance(error, OSError):  # such as a full disk: nothing is half-written, and the command resumes
+        elif _disk_full(error):
+            _say("the disk is full: free some space and run the same command again; what it had finished is kept.")
+            sys.exit(1)
+        elif isinstance(error, OSError):
             _say(f"{error}.")
             sys.exit(1)
         else:
             raise
         sys.exit(2)
     sys.exit(code or 0)
+
+
+def _disk_full(error: Exception) -> bool:
+    """Whether writing failed for want of space; safetensors has errors of its own that say so in their text."""
+    return getattr(error, "errno", None) == errno.ENOSPC or f"(os error {errno.ENOSPC})" in str(error)
 
 
 def _say(sentence: str) -> None:
