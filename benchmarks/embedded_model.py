@@ -14,6 +14,7 @@ from iec.evaluation.bootstrap import Estimate, bootstrap_frechet, bootstrap_kern
 from iec.evaluation.cost import evaluation_cost
 from iec.evaluation.features import extract_features
 from iec.evaluation.kernel import kernel_terms
+from iec.evaluation.network_call import made_up_call
 from iec.experiments.rows import generate_in_parallel
 from iec.experiments.settings import Setting
 from iec.models.features import load_feature_network, load_reference
@@ -58,7 +59,7 @@ def main() -> None:
         "num_steps": arguments.steps,
         "sampling_dtype": arguments.dtype,
         "seconds": round(seconds, 1),
-        "multiply_adds_per_evaluation": evaluation_cost(exact).full,
+        "multiply_adds_per_evaluation": evaluation_cost(exact, made_up_call(exact)).full,
         "parameters": sum(parameter.numel() for parameter in exact.parameters()),
         "samples": distances(samples),
         "real_training_images": distances(real),

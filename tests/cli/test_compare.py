@@ -1,11 +1,17 @@
 import json
 import sys
 
+import numpy as np
 import pytest
+import torch
+from models.paper_folders import save_paper_model, small_paper_model
+from safetensors import safe_open
 from tiny_models import ddim_pipe, tiny_unet
 
 from iec.cli.app import main
+from iec.evaluation.generate import generate
 from iec.experiments.compare import rivals
+from iec.models.loading import load_pipeline
 
 
 @pytest.fixture
@@ -52,6 +58,47 @@ def test_a_users_model_is_compared_and_then_found_again(compare, model, tmp_path
 
 
 @pytest.mark.parametrize(
+    ("name", "options", "inputs"),
+    [
+        ("coco", ["--prompts", "captions"], {"prompt": ["a", "b a", "b"]}),
+        ("imagenet", ["--classes", "all"], {"class_labels": list(range(4))}),
+        ("churches", [], {}),
+    ],
+)
+def test_latent_models_with_prompts_and_classes_are_compared_as_they_sample(
+    compare, tmp_path, monkeypatch, name, options, inputs
+):
+    save_paper_model(small_paper_model(name), tmp_path / "model")
+    (tmp_path / "captions").write_text("a\nb a\nb\n")
+    np.savez(tmp_path / "real.npz", arr_0=np.random.default_rng(0).integers(0, 255, (40, 32, 32, 3), np.uint8))
+    options = [tmp_path / option if option == "captions" else option for option in options]
+    code, printed, _ = compare(
+        tmp_path / "model", *options, "--steps", 6, "--cache", "deepcache:2", "-n", 10, "--batch-size", 4,
+        "--correct", "paper", "--reference", tmp_path / "real.npz", "-o", tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert code == 0
+    result = json.loads(printed)
+    solvers = {row["sampler"]["solver"] for row in result["rows"]}
+    assert solvers == {"ddim", "heun", "dpm++2m", "unipc", "plms"}
+    # Every row has its images; those of full precision are what the pipeline makes itself.
+    rows = {}
+    for path in (tmp_path / "out" / "measured" / "rows").iterdir():
+        with safe_open(path, "pt") as file:
+            rows.setdefault(json.loads(file.metadata()["record"])["setting"], file.get_tensor("images"))
+    pipe = load_pipeline(tmp_path / "model", spacing="linspace")
+    pipe.safety_checker = None
+    expected = torch.cat([batch.images for batch in generate(pipe, 10, 6, batch_size=4, inputs=inputs)])
+    assert torch.equal(rows["full precision, T=6"], expected)
+    assert all(images.float().std() > 1 for images in rows.values())
+    assert not torch.equal(rows["DeepCache N=2, T=6"], expected)
+    # And the errors over the steps, of the same seeds, begin at the first step without one.
+    plain, _, control = result["error_over_steps"]
+    assert plain["mean_squared_error"][0]["value"] == 0
+    assert plain["mean_squared_error"][1]["value"] > 0
+    assert control["setting"] == "full precision, T=6 + IEC all"
+
+
+@pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["-n", 9], "at least 10 images"),
@@ -79,9 +126,17 @@ def test_bad_settings_are_one_sentence_and_exit_code_2(compare, model, tmp_path,
 def test_bad_models_and_folders_are_one_sentence_and_exit_code_2(compare, model, tmp_path):
     ddim_pipe(tiny_unet()).save_pretrained(tmp_path / "small")
     (tmp_path / "file").write_text("")
+    np.savez(tmp_path / "real.npz", mu=np.zeros(128), sigma=np.eye(128))
+    np.savez(tmp_path / "tiny.npz", arr_0=np.zeros((12, 8, 8, 3), np.uint8))
     for arguments, sentence in [
         ([tmp_path / "nowhere"], "There is no model folder"),
-        ([tmp_path / "small"], "takes 3 channels at size 32"),
+        ([tmp_path / "small"], "sees 32x32 images of 3 channels, but these are 8x8 of 3: use --features inception"),
+        ([model, "--features", "eyes"], "Unknown features 'eyes': use cifar or inception"),
+        ([model, "--features", "inception"], "pip install 'iec-diffusion[fid]'"),
+        ([model, "--reference", tmp_path / "real.npz"], "holds statistics alone"),
+        ([model, "--reference", tmp_path / "tiny.npz"], "both must have the same resolution and channels"),
+        ([model, "--prompt", "a"], "takes no 'prompt'"),
+        ([model, "--classes", "all"], "has no classes: leave out --classes"),
         ([model, "--steps", 4, "-o", tmp_path / "file" / "out"], "cannot be written"),
     ]:
         code, printed, error = compare(*arguments)

@@ -8,16 +8,21 @@ import time
 
 import numpy as np
 import pytest
+import torch
+from diffusers import PNDMScheduler
+from models.paper_folders import save_paper_model, small_paper_model
 from PIL import Image
 from tiny_models import ddim_pipe, seeded, tiny_unet
+from torch.utils.flop_counter import FlopCounterMode
 
 import iec
 from iec.efficient import CacheQuantConfig, DeepCacheConfig, QuantizationConfig, calibrate
-from iec.evaluation import sampling
 from iec.evaluation.cost import evaluation_cost
+from iec.evaluation.network_call import made_up_call
 from iec.evaluation.processes import ALONE, Share
 from iec.evaluation.sampling import sample_to_folder
 from iec.models.fixed_heads import FixedHeadsUNet2DModel
+from iec.models.loading import load_pipeline
 
 
 def digests(folder):
@@ -47,16 +52,34 @@ def test_the_cost_of_an_applied_plan_is_reported(tmp_path, config):
     calibrate(ddim_pipe(tiny_unet()), config, 4, samples=2).save_pretrained(tmp_path / "plan")
     sample(tmp_path / "out", technique=tmp_path / "plan")
     cost = json.loads((tmp_path / "out" / "sampling.json").read_text())["cost"]
-    assert cost["full_evaluation_multiply_adds"] == evaluation_cost(tiny_unet()).full
+    assert cost["full_evaluation_multiply_adds"] == evaluation_cost(tiny_unet(), made_up_call(tiny_unet())).full
     assert (cost["cached_evaluation_in_full"] < 1) is not isinstance(config, QuantizationConfig)
 
 
-def test_the_cost_of_a_class_of_ours_is_reported_and_of_a_network_that_needs_classes_it_is_not(tmp_path):
+def test_the_cost_of_a_class_of_ours_is_reported(tmp_path):
     settings = {name: value for name, value in tiny_unet().config.items() if not name.startswith("_")}
     ours = ddim_pipe(seeded(FixedHeadsUNet2DModel(num_attention_heads=2, **settings)))
     record = sample_to_folder(ours, tmp_path / "ours", 2, 2).to_dict()
     assert record["cost"]["cost_per_image"] == 2
-    assert sampling._cost(tiny_unet(num_class_embeds=3), 2) is None
+
+
+def test_with_guidance_an_evaluation_is_both_its_rows_and_a_step_of_plms_is_a_call_more(tmp_path):
+    model = small_paper_model("coco")
+    save_paper_model(model, tmp_path / "model")
+    pipe = load_pipeline(tmp_path / "model")
+    pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
+    inputs = {"prompt": "a", "guidance_scale": 7.5}
+    record = sample_to_folder(pipe, tmp_path / "out", 2, 4, batch_size=2, inputs=inputs).to_dict()
+    unet = pipe.unet
+    size, width = unet.config.sample_size, unet.config.cross_attention_dim
+    with FlopCounterMode(display=False) as counter:
+        unet(torch.zeros(2, 4, size, size), 1, encoder_hidden_states=torch.zeros(2, tokens(pipe), width))
+    assert record["cost"]["full_evaluation_multiply_adds"] == counter.get_total_flops() // 2
+    assert record["cost"]["full_evaluations"] == 5
+
+
+def tokens(pipe):
+    return pipe.text_encoder.config.max_position_embeddings
 
 
 def test_a_lost_image_and_leftovers_are_made_good_on_resumption(tmp_path):

@@ -27,7 +27,6 @@ from iec.experiments.results import StoredRow
 from iec.experiments.rows import Judge, Verdict
 from iec.experiments.samplers.sampling import Sampling
 from iec.experiments.settings import Setting
-from iec.models.features import load_feature_network, load_reference
 from iec.models.unconditional import UnconditionalPipeline
 from iec.runtime import SpacedDDIMScheduler
 
@@ -100,7 +99,7 @@ def test_rivals_are_the_uncorrected_rows_that_cost_no_more(cached):
 def test_a_verdict_is_the_paired_difference(cached):
     comparison, _, _ = cached
     [contest] = comparison.contests
-    judge = Judge(load_feature_network(), load_reference(), comparison.rows[0].stored.images)
+    judge = Judge(comparison.rows[0].stored.images)
     rival = comparison.row(contest.best.rival)
     terms = [judge.judge(row.stored.images).terms for row in (contest.ours, rival)]
     assert contest.best.difference == bootstrap_kernel_difference(*terms)
@@ -112,7 +111,7 @@ def test_parameters_are_chosen_on_the_calibration_seed(cached):
     request = comparison.request
     found = []
     measurements = request.measurements(folder, on_row=lambda setting, seed, done: found.append(done))
-    judge = Judge(load_feature_network(), load_reference(), comparison.rows[0].stored.images)
+    judge = Judge(comparison.rows[0].stored.images)
     for family in workload(request, comparison.unit).families:
         distances = {}
         for setting in family:
@@ -202,7 +201,7 @@ def judged(technique, brightness):
          "full_evaluations": 4, "cached_evaluations": 0, "model_bytes": 1}))
         for role, setting, cost, value in brightness
     ]  # fmt: skip
-    judge = Judge(load_feature_network(), load_reference(), rows[0][1].images)
+    judge = Judge(rows[0][1].images)
     return judge_rows(request, EvaluationCost(10, 10), rows, judge)
 
 

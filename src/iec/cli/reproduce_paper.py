@@ -67,6 +67,7 @@ def reproduce_paper(what: str, options: PaperOptions, output: Path, results: Pat
     from iec.experiments.paper.report import PaperReport, report_json, report_table, write_report
     from iec.experiments.paper.sampling import PaperSampler, differences, require_inputs, sample_table
     from iec.experiments.paper.tables import load_paper_table
+    from iec.models.image_shape import image_shape
     from iec.models.paper import load_paper_model
     from iec.reports.table import to_rich
     from iec.storage.files import require_writable
@@ -87,7 +88,7 @@ def reproduce_paper(what: str, options: PaperOptions, output: Path, results: Pat
         pipe, model, options.model or str(model.hub), results / model.name, images,
         model.batch_size if options.batch_size is None else options.batch_size, prompts=prompts, share=share,
     )  # fmt: skip
-    shape = sampler.image_shape()
+    shape = image_shape(pipe)
     extractor.require_shape(shape)
     size = TensorImages(torch.zeros(1, *shape, dtype=torch.uint8), f"an image of {model.title}")
     source = open_reference(options.reference, size, extractor)

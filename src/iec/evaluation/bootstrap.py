@@ -6,13 +6,13 @@ The reference is held fixed: an interval says how the value would vary with othe
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from iec.evaluation.frechet import Moments, frechet_distance_to_root, frechet_influence, square_root
 from iec.evaluation.kernel import KernelTerms, kernel_distance
 from iec.evaluation.psnr import decibels
-from iec.models.features import Reference
 
 LEVEL = 0.95
 #: Below this, a resample of a single image, which has no kernel distance, is no longer out of the question.
@@ -76,7 +76,17 @@ def bootstrap_kernel_difference(
     return bootstrap(difference, terms_a.n, replicates, seed)
 
 
-def bootstrap_frechet(features: torch.Tensor, reference: Reference) -> Estimate:
+class Statistics(Protocol):
+    """What a Frechet distance sees of a reference: its mean [d] and covariance [d, d], float64."""
+
+    @property
+    def mean(self) -> torch.Tensor: ...
+
+    @property
+    def covariance(self) -> torch.Tensor: ...
+
+
+def bootstrap_frechet(features: torch.Tensor, reference: Statistics) -> Estimate:
     """The Frechet distance of features [n, d], n at least 10, to the reference; see `estimate_frechet`."""
     moments = Moments(features.shape[-1])
     moments.add(features)

@@ -1,12 +1,12 @@
 """The unit of cost: one full evaluation of the network for one image; a cached evaluation costs c of it."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from iec.evaluation.network_call import NetworkCall
 from iec.method.clock import Clock
 
 
@@ -32,21 +32,17 @@ _LONGEST_FULL_START = 64
 
 
 @torch.no_grad()
-def evaluation_cost(network: nn.Module, num_steps: int = 1000) -> EvaluationCost:
-    """Measure an unconditional UNet at its own sample size, as it is now (with whatever cache it carries).
+def evaluation_cost(network: nn.Module, call: NetworkCall, num_steps: int = 1000) -> EvaluationCost:
+    """Measure a network as it is now (with whatever cache it carries).
 
-    num_steps: the length of the run; a calibrated model knows one length only.
+    call: what one evaluation for one image takes. num_steps: the length of the run; a calibrated model knows one length
+    only.
     """
-    config: Any = network.config
-    size = config.sample_size if isinstance(config.sample_size, (list, tuple)) else [config.sample_size] * 2
-    parameter = next(network.parameters())
-    x = torch.zeros(1, config.in_channels, *size, dtype=parameter.dtype, device=parameter.device)
-    timestep = torch.zeros(1, dtype=torch.int64, device=parameter.device)
     counts: list[int] = []
     with Clock(num_steps) as clock:
         while clock.step < min(num_steps, _LONGEST_FULL_START):
             with FlopCounterMode(display=False) as counter:
-                network(x, timestep)
+                network(*call.args, **call.kwargs)
             counts.append(counter.get_total_flops() // 2)
             if not clock.full:  # cached, or no cache at all
                 break

@@ -66,7 +66,7 @@ def generate(
     num_batches = math.ceil(num_images / batch_size)
     if num_batches * batch_size > IMAGES_PER_SEED:
         raise ValueError(f"At most {IMAGES_PER_SEED} images can be drawn from one seed: use another seed for more.")
-    arguments = _call_arguments(pipe, batch_size, dict(inputs or {}))
+    arguments = call_arguments(pipe, batch_size, dict(inputs or {}))
     drawn = seed + CALIBRATION_OFFSET if calibration else seed
     return _batches(pipe, num_images, num_steps, drawn, batch_size, correction, skip, arguments)
 
@@ -106,8 +106,11 @@ def _batches(
 _GIVEN = ("generator", "num_inference_steps", "output_type")
 
 
-def _call_arguments(pipe: DiffusionPipeline, batch_size: int, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of every call; refuses, by name, a pipeline that needs an input that was not given."""
+def call_arguments(pipe: DiffusionPipeline, batch_size: int, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of every call for `batch_size` images, of which `of_batch` makes those of one batch.
+
+    Raises ValueError, by name, for an input that the pipeline needs and did not get, or does not take.
+    """
     parameters = call_parameters(pipe, inputs, _GIVEN)
     for name, value in inputs.items():
         if isinstance(value, list) and not value:

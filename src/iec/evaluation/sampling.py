@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, UNet2DModel
+from diffusers import DiffusionPipeline
 
 from iec.efficient import DeepCacheConfig, apply
-from iec.evaluation.cost import EvaluationCost, evaluation_cost
+from iec.efficient.sampler import Sampler
+from iec.evaluation.cost import evaluation_cost
 from iec.evaluation.generate import Batch, generate
 from iec.evaluation.image_folder import ImageFolder
+from iec.evaluation.network_call import network_call
 from iec.evaluation.per_image import recorded
 from iec.evaluation.processes import ALONE, Share
 from iec.method.config import IECConfig
@@ -49,6 +51,7 @@ def sample_to_folder(
     require_sampling(pipe, num_images, num_steps, seed, batch_size, correction, inputs)
     network = network_of(pipe)
     weights = fingerprint(network)
+    call, calls = network_call(pipe, num_steps, inputs or {}), _count_calls(pipe.scheduler, num_steps)
     if isinstance(technique, DeepCacheConfig):
         technique.full_steps(num_steps)
     if technique is not None:
@@ -69,7 +72,7 @@ def sample_to_folder(
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    output = ImageFolder(folder, settings, num_images, _cost(network, num_steps))
+    output = ImageFolder(folder, settings, num_images, evaluation_cost(network, call, calls))
     done = output.done()
     on_progress(output.count(done))
     others = {number for number in range(output.num_batches) if not share.takes(number)}
@@ -98,9 +101,7 @@ def require_sampling(
     generate(pipe, num_images, num_steps, seed, batch_size, correction, inputs=inputs)
 
 
-def _cost(network: torch.nn.Module, num_steps: int) -> EvaluationCost | None:
-    """Only the input of an unconditional network can be made up; of any other the cost is not measured."""
-    config: Any = network.config
-    if not isinstance(network, UNet2DModel) or network.class_embedding is not None or config.sample_size is None:
-        return None
-    return evaluation_cost(network, num_steps)
+def _count_calls(scheduler: Any, num_steps: int) -> int:
+    """How many times a run of `num_steps` steps evaluates the network: PLMS does so once more."""
+    sampler = Sampler.of(scheduler, num_steps)
+    return num_steps if sampler is None else len(sampler.timesteps)

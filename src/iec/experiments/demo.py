@@ -15,7 +15,6 @@ from iec.experiments.plans import CalibratedPlan, Plans
 from iec.experiments.rows import Judge, Judged, Sampled, Verdict, cached_evaluation_cost, compare, sample_setting
 from iec.experiments.settings import Setting, Technique, rivals
 from iec.method.config import IECConfig
-from iec.models.features import load_feature_network, load_reference
 from iec.models.loading import load_pipeline
 
 
@@ -120,7 +119,7 @@ def run_demo(
     if len(branches) > 1:
         raise ValueError("The demo counts cached evaluations at one branch: give all caches the same.")
     pipe = load_pipeline(dtype=getattr(torch, config.dtype))
-    unit = cached_evaluation_cost(pipe, DeepCacheConfig(2, next(iter(branches), None)))
+    unit = cached_evaluation_cost(pipe, DeepCacheConfig(2, next(iter(branches), None)), config.num_steps)
     for technique in shown:
         DeepCacheConfig(Setting(config.num_steps, technique).interval).full_steps(config.num_steps)
     plan = make_plan(config, shown, unit, num_images)
@@ -136,7 +135,7 @@ def run_demo(
             on_evaluations(images * cost)
 
         sampled.append(sample_setting(pipe, setting, plan.num_images, seed, config.batch_size, plans, on_batch))
-    judge = Judge(load_feature_network(), load_reference(), sampled[0].images)
+    judge = Judge(sampled[0].images)
     rows = tuple(Judged(one, judge.judge(one.images)) for one in sampled)
     by_setting = {row.sampled.setting: row for row in rows}
     verdicts = {

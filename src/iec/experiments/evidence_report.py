@@ -16,7 +16,6 @@ from iec.experiments.rows import Judge, PairableFigures, Verdict, compare
 from iec.experiments.settings import Setting, Technique, describe_correction
 from iec.experiments.spread import spread
 from iec.method.config import IECConfig
-from iec.models.features import load_feature_network, load_reference
 from iec.reports.grid import picture_grid, save_png
 from iec.reports.plot import Point, quality_cost_plot
 from iec.reports.table import Column, Table, to_markdown
@@ -83,7 +82,7 @@ def judge_part(rows: Sequence[Row]) -> Section:
     """The figures of one part's rows; the first must be full precision without correction."""
     if rows[0].setting != Setting(rows[0].setting.num_steps):
         raise ValueError("A part begins with full precision without correction, which the others are measured against.")
-    judge = Judge(load_feature_network(), load_reference(), rows[0].images)
+    judge = Judge(rows[0].images)
     return Section(rows[0].part, tuple(_judge(judge, row) for row in rows))
 
 

@@ -1,19 +1,20 @@
 """Rows that are sampled once and kept: the same settings give the same row, and are never computed twice."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 
+from iec.evaluation.per_image import recorded
+from iec.experiments.compared_model import load_compared
 from iec.experiments.plans import Calibration, Plans, digest, technique_settings
 from iec.experiments.results import ResultFolder, StoredRow
-from iec.experiments.rows import Sampled, sample_setting
+from iec.experiments.rows import NO_INPUTS, Sampled, sample_setting
 from iec.experiments.samplers.sampled_with import noise_schedule, with_solver
 from iec.experiments.samplers.sampling import PLAIN
 from iec.experiments.settings import Setting
-from iec.experiments.unconditional_model import load_unconditional
 from iec.method.noise import CALIBRATION_OFFSET
 from iec.models.loading import load_pipeline
 from iec.runtime import network_of
@@ -23,7 +24,7 @@ from iec.storage.fingerprint import fingerprint
 class Measurements:
     """The rows of one model in `folder`, with the plans that they need.
 
-    model: as of `load_unconditional`; None for the embedded model. device: where it runs.
+    model: as of `load_compared`; None for the embedded model. device: where it runs. inputs: as of `generate`.
     on_row(setting, seed, done): before each row; done says that it is there. on_images(images): after each batch.
     on_calibration(setting, done, total): while a plan is made.
     """
@@ -39,11 +40,12 @@ class Measurements:
         on_calibration: Callable[[Setting, int, int], None] = lambda setting, done, total: None,
         model: str | None = None,
         device: str = "cpu",
+        inputs: Mapping[str, Any] = NO_INPUTS,
     ) -> None:
-        self.model, self.device = model, device
+        self.model, self.device, self.inputs = model, device, inputs
         self.dtype, self.batch_size, self.on_row, self.on_images = dtype, batch_size, on_row, on_images
         self.rows = ResultFolder(folder / "rows")
-        self.plans = Plans(calibration, folder / "plans", on_calibration, storage="packed")
+        self.plans = Plans(calibration, folder / "plans", on_calibration, storage="packed", inputs=inputs)
 
     def row(
         self, setting: Setting, images: int, seed: int, spacing: str = "quad", calibration: bool = False
@@ -58,7 +60,7 @@ class Measurements:
             self.on_images(images)
             return found
         sampled = sample_setting(
-            pipe, setting, images, seed, self.batch_size, self.plans, self.on_images, calibration=calibration
+            pipe, setting, images, seed, self.batch_size, self.plans, self.on_images, calibration, self.inputs
         )
         row = StoredRow(sampled.images, _record(setting, drawn, sampled, pipe.device.type))
         self.rows.add(key, row)
@@ -77,7 +79,7 @@ class Measurements:
         if self.model is None:
             pipe = load_pipeline(dtype=dtype, device=self.device, spacing=spacing)
         else:
-            pipe = load_unconditional(self.model, dtype, spacing, self.device)
+            pipe = load_compared(self.model, dtype, spacing, self.device)
         return with_solver(pipe, setting.sampler)
 
     def settings(
@@ -89,6 +91,8 @@ class Measurements:
             own["noise_schedule"] = noise_schedule(pipe.scheduler.config)
         if pipe.device.type != "cpu":
             own["device"] = pipe.device.type
+        if self.inputs:
+            own["inputs"] = recorded(self.inputs)
         return {
             "weights": fingerprint(network_of(pipe)),
             "scheduler": spacing,

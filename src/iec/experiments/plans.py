@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -24,6 +25,7 @@ from iec.efficient.applying import Technique as Applicable
 from iec.efficient.plan_files import require_model
 from iec.efficient.quantization.layers import Storage
 from iec.efficient.sampler import Sampler
+from iec.evaluation.per_image import listed, recorded
 from iec.experiments.settings import Setting, Technique, quantizes
 from iec.runtime import network_of
 from iec.storage.fingerprint import fingerprint, folder_digest
@@ -48,7 +50,7 @@ class Plans:
     """What `apply` takes for each setting.
 
     folder: where plans are kept between runs, one folder each, named by a digest of everything they depend on.
-    storage: how quantized weights are stored while in use; None: as the technique says.
+    storage: how quantized weights are stored while in use; None: as the technique says. inputs: as of `generate`.
     """
 
     def __init__(
@@ -57,8 +59,10 @@ class Plans:
         folder: Path | None = None,
         on_progress: Progress = lambda setting, done, total: None,
         storage: Storage | None = None,
+        inputs: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.calibration, self.folder, self.on_progress, self.storage = calibration, folder, on_progress, storage
+        self.inputs = inputs
         self._made: dict[str, CalibratedPlan] = {}
 
     @contextmanager
@@ -121,6 +125,7 @@ class Plans:
             "technique": technique_settings(setting.technique),
             "calibration": asdict(self.calibration),
             **({} if device == "cpu" else {"device": device}),
+            **({"inputs": recorded(self.inputs)} if self.inputs else {}),
         }
         return digest(settings)
 
@@ -142,6 +147,7 @@ class Plans:
             chosen.samples,
             chosen.batch_size,
             chosen.seed,
+            listed(self.inputs, chosen.samples),
             on_progress=lambda done, total: self.on_progress(setting, done, total),
         )
 

@@ -1,12 +1,14 @@
-"""Sampling one setting and judging it: KD-cifar (the verdict), FD-cifar, PSNR to full precision, measured cost."""
+"""Sampling one setting and judging it: the kernel distance (the verdict), the Frechet distance, PSNR, measured cost."""
 
 import copy
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -20,16 +22,25 @@ from iec.evaluation.bootstrap import (
     bootstrap_psnr,
 )
 from iec.evaluation.cost import EvaluationCost, evaluation_cost
-from iec.evaluation.features import extract_features
 from iec.evaluation.generate import Batch, generate
 from iec.evaluation.kernel import KernelTerms, kernel_distance, kernel_terms, mean_kernel_within
 from iec.evaluation.memory import PeakMemory
+from iec.evaluation.metrics.cifar import CifarExtractor
+from iec.evaluation.metrics.extractor import FeatureExtractor
+from iec.evaluation.metrics.feature_set import FeatureSet
+from iec.evaluation.network_call import network_call
 from iec.evaluation.psnr import mean_squared_error
 from iec.experiments.plans import Plans
 from iec.experiments.samplers.sampled_with import network_changed
 from iec.experiments.settings import Setting
-from iec.models.features import FeatureNetwork, Reference
+from iec.models.features import load_reference
+from iec.models.unconditional import UnconditionalPipeline
 from iec.runtime import network_of
+
+#: Of a pipeline that takes none.
+NO_INPUTS: Mapping[str, Any] = MappingProxyType({})
+#: Images whose features are computed together.
+_JUDGED_AT_ONCE = 250
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Figures:
-    """How good a set of images is: KD-cifar, FD-cifar, and PSNR to full precision (None for full precision itself)."""
+    """How good a set of images is: both distances, and PSNR to full precision (None for full precision itself)."""
 
     kernel: Estimate
     frechet: Estimate
@@ -82,7 +93,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A setting against one rival: the paired difference of KD-cifar, negative where the setting is better."""
+    """A setting against one rival: the paired difference of the kernel distance, negative where it is better."""
 
     rival: Setting
     difference: Estimate
@@ -104,16 +115,17 @@ def sample_setting(
     plans: Plans,
     on_batch: Callable[[int], None] = lambda images: None,
     calibration: bool = False,
+    inputs: Mapping[str, Any] = NO_INPUTS,
 ) -> Sampled:
     """Sample `num_images` images with one setting, with whose solver `pipe` comes; `on_batch(images)` is told how many
-    a batch made. calibration: as of `generate`.
+    a batch made. calibration, inputs: as of `generate`.
     """
-    network = network_of(pipe)
+    network, call = network_of(pipe), network_call(pipe, setting.num_steps, inputs)
     with plans.applied(pipe, setting):
-        unit, size = evaluation_cost(network, setting.num_steps), model_bytes(pipe)
+        unit, size = evaluation_cost(network, call, setting.num_steps), model_bytes(pipe)
         with network_changed(network, setting.sampler, pipe.scheduler), PeakMemory(network) as memory:
             began, worked = time.perf_counter(), time.process_time()
-            batches = generate_in_parallel(pipe, num_images, setting, seed, batch_size, on_batch, calibration)
+            batches = generate_in_parallel(pipe, num_images, setting, seed, batch_size, on_batch, calibration, inputs)
             seconds, processor_seconds = time.perf_counter() - began, time.process_time() - worked
     full, cached = batches[0].summary.full_evaluations, batches[0].summary.cached_evaluations
     images = torch.cat([batch.images for batch in batches])
@@ -121,11 +133,14 @@ def sample_setting(
     return Sampled(setting, images, full, cached, cost, seconds, processor_seconds, size, memory.megabytes)
 
 
-def cached_evaluation_cost(pipe: DiffusionPipeline, cache: DeepCacheConfig) -> EvaluationCost:
-    """The cost of a full evaluation, and of one that the cache served."""
+def cached_evaluation_cost(
+    pipe: DiffusionPipeline, cache: DeepCacheConfig, num_steps: int, inputs: Mapping[str, Any] = NO_INPUTS
+) -> EvaluationCost:
+    """The cost of a full evaluation, and of one that the cache served; num_steps, inputs: as of `network_call`."""
+    call = network_call(pipe, num_steps, inputs)
     apply(pipe, cache)
     try:
-        return evaluation_cost(network_of(pipe))
+        return evaluation_cost(network_of(pipe), call)
     finally:
         remove(pipe)
 
@@ -138,25 +153,33 @@ def generate_in_parallel(
     batch_size: int,
     on_batch: Callable[[int], None],
     calibration: bool = False,
+    inputs: Mapping[str, Any] = NO_INPUTS,
 ) -> list[Batch]:
-    """All batches of a setting, on a CPU by one worker of one thread per core: the same bytes whatever their number.
+    """All batches of a setting; of unconditional images on a CPU by one worker of one thread per core.
 
-    For a network this small, that is faster than several threads inside one evaluation.
+    For networks as small as those, that is faster than several threads inside one evaluation. The bytes are the same
+    whatever the number of workers.
     """
+    arguments = (num_images, setting.num_steps, seed, batch_size, setting.correction)
+    if not isinstance(pipe, UnconditionalPipeline) or pipe.device.type != "cpu":
+        batches = []
+        for batch in generate(pipe, *arguments, inputs=inputs, calibration=calibration):
+            on_batch(len(batch.images))
+            batches.append(batch)
+        return batches
     numbers = range(math.ceil(num_images / batch_size))
     cores = torch.get_num_threads()
-    workers = min(cores, len(numbers)) if pipe.device.type == "cpu" else 1
+    workers = min(cores, len(numbers))
     shares = [frozenset(numbers) - frozenset(numbers[worker::workers]) for worker in range(workers)]
     stopped = threading.Event()
 
     def work(skip: frozenset[int]) -> list[Batch]:
         torch.set_num_threads(1)
         # A scheduler serves one run at a time; the network is shared.
-        own = type(pipe)(pipe.unet, copy.deepcopy(pipe.scheduler))
+        own = UnconditionalPipeline(pipe.unet, copy.deepcopy(pipe.scheduler))
         own.set_progress_bar_config(disable=True)
         done: list[Batch] = []
-        arguments = (num_images, setting.num_steps, seed, batch_size, setting.correction, skip)
-        for batch in generate(own, *arguments, calibration=calibration):
+        for batch in generate(own, *arguments, skip, calibration=calibration):
             on_batch(len(batch.images))
             done.append(batch)
             if stopped.is_set():
@@ -174,28 +197,47 @@ def generate_in_parallel(
 
 
 class Judge:
-    """Judges sampled settings against the reference features and against the full-precision images."""
+    """Judges sampled settings against a reference of real images, and against the full-precision images.
 
-    def __init__(self, network: FeatureNetwork, reference: Reference, full_precision: torch.Tensor) -> None:
-        self.network, self.reference, self.full_precision = network, reference, full_precision
-        self.within_reference = mean_kernel_within(reference.features)
+    extractor, reference: what sees the images, and what it saw of the real ones; None: the embedded CIFAR-10 network
+    and test set. Raises ValueError where only the reference's statistics are known.
+    """
+
+    def __init__(
+        self,
+        full_precision: torch.Tensor,
+        extractor: FeatureExtractor | None = None,
+        reference: FeatureSet | None = None,
+    ) -> None:
+        self.extractor = CifarExtractor() if extractor is None else extractor
+        self.reference = FeatureSet.of_reference(load_reference()) if reference is None else reference
+        if self.reference.kept is None:
+            raise ValueError("The kernel distance needs the images of the reference: statistics alone do not say it.")
+        self.full_precision = full_precision
+        self._real = self.reference.kept.pooled
+        self._within_reference = mean_kernel_within(self._real)
 
     def kernel_distance(self, images: torch.Tensor) -> float:
-        """KD-cifar of images uint8 [n, 3, 32, 32]."""
-        features = extract_features(self.network, images)
-        return kernel_distance(kernel_terms(features, self.reference.features, self.within_reference)).item()
+        """The kernel distance of images uint8 [n, 3, H, W]."""
+        return kernel_distance(self._terms(self._features(images))).item()
 
     def judge(self, images: torch.Tensor) -> PairableFigures:
-        """The figures of images uint8 [n, 3, 32, 32], each with its 95 % bootstrap interval."""
-        features = extract_features(self.network, images)
-        terms = kernel_terms(features, self.reference.features, self.within_reference)
+        """The figures of images uint8 [n, 3, H, W], each with its 95 % bootstrap interval."""
+        features = self._features(images)
+        terms = self._terms(features)
         errors = mean_squared_error(images, self.full_precision)
         return PairableFigures(
             bootstrap_kernel_distance(terms),
-            bootstrap_frechet(features, self.reference),
+            bootstrap_frechet(features, self.reference.pooled),
             bootstrap_psnr(errors) if bool(errors.any()) else None,
             terms,
         )
+
+    def _features(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.extractor(batch).pooled for batch in torch.split(images, _JUDGED_AT_ONCE)])
+
+    def _terms(self, features: torch.Tensor) -> KernelTerms:
+        return kernel_terms(features, self._real, self._within_reference)
 
 
 def compare(ours: PairableFigures, rival: PairableFigures, setting: Setting) -> Verdict:

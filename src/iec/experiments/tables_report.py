@@ -16,7 +16,7 @@ from iec.experiments.rows import Figures, Judge, Verdict, compare
 from iec.experiments.settings import Setting, describe_correction, quantizes
 from iec.experiments.spread import spread
 from iec.experiments.tables import ExperimentTable, MeasuredSystem
-from iec.models.features import load_feature_network, load_reference
+from iec.models.features import load_feature_network
 from iec.reports.grid import picture_grid, save_png
 from iec.reports.plot import Point, quality_cost_plot
 from iec.reports.table import Column, Row, Table, to_markdown
@@ -53,7 +53,7 @@ class JudgedTable:
 def judge_table(measured: Sequence[MeasuredSystem], full_precision: torch.Tensor) -> list[JudgedSystem]:
     """The figures of all rows."""
     network = load_feature_network()
-    judge = Judge(network, load_reference(), full_precision)
+    judge = Judge(full_precision)
     judged = []
     for one in measured:
         figures = [judge.judge(row.images) for row in one.rows]

@@ -36,7 +36,7 @@ def load_pipeline(
     """
     if spacing is not None and spacing not in SPACING_CHOICES:
         raise ValueError(f"Unknown spacing '{spacing}': use {', '.join(SPACING_CHOICES)}.")
-    chosen = _device(device)
+    chosen = usable_device(device)
     if model is None:
         with as_file(files("iec.models") / "embedded" / "denoiser") as folder:
             stored = _from_pretrained(folder, dtype)
@@ -50,6 +50,17 @@ def load_pipeline(
         pipe.scheduler = SpacedDDIMScheduler.from_scheduler(pipe.scheduler, spacing)
     pipe.set_progress_bar_config(disable=True)
     return pipe if chosen.type == "cpu" else pipe.to(chosen)
+
+
+def usable_device(device: str) -> torch.device:
+    """The torch device of that name. Raises ValueError where there is none, or none that works here."""
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"The device '{device}' cannot be used here: {reason}") from error
+    return chosen
 
 
 def _checked(model: str | Path) -> str | Path:
@@ -101,13 +112,3 @@ def _kind_of(model: str | Path) -> Any:
         return DiffusionPipeline
     index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
     return _OURS.get(index.get("_class_name"), DiffusionPipeline)
-
-
-def _device(device: str) -> torch.device:
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"The device '{device}' cannot be used here: {reason}") from error
-    return chosen

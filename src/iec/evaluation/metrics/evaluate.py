@@ -19,6 +19,7 @@ from iec.evaluation.metrics.paired import paired_figures
 from iec.evaluation.metrics.precision_recall import precision_recall_figures
 from iec.evaluation.metrics.reference import ReferenceSource
 from iec.models.features import load_feature_network
+from iec.models.loading import usable_device
 
 GROUND_TRUTH = ("fd", "kd", "sfd", "is", "pr")
 PAIRED = ("psnr", "ssim", "lpips")
@@ -48,7 +49,8 @@ class Evaluation:
 
 
 def load_extractor(name: str, device: str = "cpu") -> FeatureExtractor:
-    """`cifar` or `inception`. Raises ValueError for another name, or where the extra is missing."""
+    """`cifar` or `inception`. Raises ValueError for another name or device, or where the extra is missing."""
+    usable_device(device)
     if name == "cifar":
         return CifarExtractor(load_feature_network().to(device))
     if name == "inception":

@@ -9,6 +9,7 @@ import diffusers
 import torch
 from PIL import Image
 
+from iec.evaluation.per_image import recorded
 from iec.experiments.compare.request import cache_of
 from iec.experiments.compare.running import ComparedRow, Comparison, same_network
 from iec.experiments.compare.tables import (
@@ -52,8 +53,8 @@ def write_comparison(comparison: Comparison, folder: Path) -> dict[str, Path]:
 
 
 def comparison_plot(comparison: Comparison) -> str:
-    """KD-cifar against cost, as SVG."""
-    return quality_cost_plot(plot_points(comparison), "KD-cifar x1000")
+    """The kernel distance against cost, as SVG."""
+    return quality_cost_plot(plot_points(comparison), f"{comparison.request.titles.kernel} x1000")
 
 
 def comparison_markdown(comparison: Comparison) -> str:
@@ -64,7 +65,7 @@ def comparison_markdown(comparison: Comparison) -> str:
         f"# What correction is worth: {comparison.request.plain.label}",
         f"**{verdict_sentence(comparison)}**",
         _LEAD,
-        "![KD-cifar against cost](compare.svg)",
+        f"![{comparison.request.titles.kernel} against cost](compare.svg)",
         *map(to_markdown, tables),
         f"Settings:\n\n{facts}",
     ]
@@ -75,7 +76,7 @@ def comparison_report(comparison: Comparison, plot: str) -> Report:
     """The whole page as HTML."""
     sections: list[Section] = [
         TextSection("Verdict", (verdict_sentence(comparison),)),
-        PlotSection("Quality against cost", plot, "KD-cifar against cost for every row"),
+        PlotSection("Quality against cost", plot, f"{comparison.request.titles.kernel} against cost for every row"),
         TableSection(contest_table(comparison)),
         TableSection(main_table(comparison)),
         TableSection(control_table(comparison)),
@@ -104,8 +105,8 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
             "correction": None if row.setting.correction is None else row.setting.correction.to_dict(),
             "same_network": same_network(row.setting, request),
             "pareto_front": row.setting.label in front,
-            "kd_cifar": _figure(row, row.kernel),
-            "fd_cifar": _figure(row, row.frechet),
+            _key(request.titles.kernel): _figure(row, row.kernel),
+            _key(request.titles.frechet): _figure(row, row.frechet),
             "psnr": _figure(row, row.psnr),
         }
         for row in comparison.rows
@@ -123,6 +124,8 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
             "tuning_images": request.tuning_images,
             "batch_size": request.batch_size,
             "dtype": request.dtype,
+            "features": request.features,
+            "inputs": recorded(request.inputs),
             "calibration": asdict(request.calibration),
             "cached_fraction": comparison.unit.cached_fraction,
         },
@@ -145,6 +148,11 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
 
 def _figure(row: ComparedRow, estimate: Any) -> dict[str, Any] | None:
     return None if estimate is None else {**asdict(estimate), "images": len(row.stored.images)}
+
+
+def _key(title: str) -> str:
+    """`kd_cifar` of KD-cifar."""
+    return title.lower().replace("-", "_")
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
@@ -215,6 +223,7 @@ def _facts(comparison: Comparison) -> tuple[tuple[str, str], ...]:
     simulated = ", simulated arithmetic" if quantizes(request.technique) else ""
     return (
         ("model", "the embedded CIFAR-10 UNet" if request.model is None else request.model),
+        *((name, str(value)) for name, value in recorded(request.inputs).items()),
         ("made efficient by", f"{describe(request.technique)}{simulated}"),
         ("sampler", f"DDIM, {request.spacing} spacing, eta 0, T={request.num_steps} unless a row says otherwise"),
         ("images per row", f"{request.images}, seed {request.seed}, batches of {request.batch_size}"),

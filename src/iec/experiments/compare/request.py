@@ -1,6 +1,7 @@
 """What a comparison compares, checked before anything is sampled."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from iec.efficient.caching.deepcache import require_cacheable
 from iec.evaluation.bootstrap import MINIMUM_IMAGES
 from iec.evaluation.cost import EvaluationCost, evaluation_cost
 from iec.evaluation.generate import generate
+from iec.evaluation.metrics.extractor import Titles
+from iec.evaluation.network_call import network_call
 from iec.experiments.measuring import Measurements
 from iec.experiments.plans import Calibration
 from iec.experiments.rows import cached_evaluation_cost
@@ -31,7 +34,8 @@ class Request:
     """The settings of a comparison.
 
     technique: what makes the model efficient; None compares correction on the model as it is. corrections: the
-    correctors. model, device: as of `Measurements`. calibration: how plans are made.
+    correctors. model, device, inputs: as of `Measurements`. calibration: how plans are made. features: what judges,
+    `cifar` or `inception`.
     """
 
     technique: Technique | None = None
@@ -45,6 +49,8 @@ class Request:
     model: str | None = None
     calibration: Calibration = _CALIBRATION
     device: str = "cpu"
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    features: str = "cifar"
 
     @property
     def plain(self) -> Setting:
@@ -55,6 +61,11 @@ class Request:
     def corrected(self) -> tuple[Setting, ...]:
         """The same with each corrector."""
         return tuple(Setting(self.num_steps, self.technique, correction) for correction in self.corrections)
+
+    @property
+    def titles(self) -> Titles:
+        """What the figures are called: never FID or KID, which are of 10,000 images and more."""
+        return Titles.of(self.features)
 
     @property
     def tuning_images(self) -> int:
@@ -69,7 +80,14 @@ class Request:
     def measurements(self, folder: Path, **callbacks: Any) -> Measurements:
         """The rows of this comparison, kept in `folder`; the callbacks are those of `Measurements`."""
         return Measurements(
-            folder, self.dtype, self.batch_size, self.calibration, model=self.model, device=self.device, **callbacks
+            folder,
+            self.dtype,
+            self.batch_size,
+            self.calibration,
+            model=self.model,
+            device=self.device,
+            inputs=self.inputs,
+            **callbacks,
         )
 
     def require_valid(self, pipe: DiffusionPipeline) -> EvaluationCost:
@@ -83,7 +101,8 @@ class Request:
             raise ValueError(f"A plan needs at least 1 trajectory, but got {self.calibration.samples}.")
         if not self.corrections:
             raise ValueError("There is no corrector to compare: give at least one.")
-        generate(pipe, self.images, self.num_steps, self.seed, self.batch_size)  # refuses what it cannot sample
+        # Refuses what it cannot sample.
+        generate(pipe, self.images, self.num_steps, self.seed, self.batch_size, inputs=self.inputs)
         spaced_timesteps(self.num_steps, self.spacing)
         cache = cache_of(self.technique)
         if cache is not None:
@@ -97,8 +116,8 @@ class Request:
                     "relaxation above 0, and steps that are computed in full."
                 )
         if cache is None:
-            return evaluation_cost(network_of(pipe))
-        return cached_evaluation_cost(pipe, DeepCacheConfig(2, cache.branch))
+            return evaluation_cost(network_of(pipe), network_call(pipe, self.num_steps, self.inputs))
+        return cached_evaluation_cost(pipe, DeepCacheConfig(2, cache.branch), self.num_steps, self.inputs)
 
 
 def cache_of(technique: Technique | None) -> DeepCacheConfig | None:

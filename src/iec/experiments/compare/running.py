@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from iec.evaluation.bootstrap import Estimate
 from iec.evaluation.cost import EvaluationCost
 from iec.experiments.compare.errors import error_settings, measured_errors
@@ -14,7 +16,6 @@ from iec.experiments.plans import needs_plan
 from iec.experiments.results import StoredRow
 from iec.experiments.rows import Judge, Verdict, compare
 from iec.experiments.settings import Setting, quantizes
-from iec.models.features import load_feature_network, load_reference
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class ComparedRow:
 class Contest:
     """A corrected row against every rival of no more cost on the same network.
 
-    best: the verdict against the one of them with the lowest KD-cifar.
+    best: the verdict against the one of them with the lowest kernel distance.
     """
 
     ours: ComparedRow
@@ -96,9 +97,17 @@ def workload(request: Request, unit: EvaluationCost) -> Workload:
 
 
 def run_comparison(
-    request: Request, folder: Path, unit: EvaluationCost, work: Workload, **callbacks: Any
+    request: Request,
+    folder: Path,
+    unit: EvaluationCost,
+    work: Workload,
+    judge_against: Callable[[torch.Tensor], Judge] = Judge,
+    **callbacks: Any,
 ) -> Comparison:
-    """Measure and judge every row of `work`, kept in `folder`; the callbacks are those of `Measurements`."""
+    """Measure and judge every row of `work`, kept in `folder`; the callbacks are those of `Measurements`.
+
+    judge_against: makes the judge from the full-precision images.
+    """
     measurements = request.measurements(folder, **callbacks)
 
     def sampled(setting: Setting) -> StoredRow:
@@ -109,7 +118,7 @@ def run_comparison(
 
     full_precision = Setting(request.num_steps)
     reference = sampled(full_precision)
-    judge = Judge(load_feature_network(), load_reference(), reference.images)
+    judge = judge_against(reference.images)
     chosen = [
         best_of(family, lambda setting: judge.kernel_distance(tuning(setting).images)) for family in work.families
     ]

@@ -9,24 +9,6 @@ from iec.experiments.spread import spread
 from iec.reports.plot import Point, pareto_front
 from iec.reports.table import Column, Row, RowStyle, Table
 
-_COLUMNS = (
-    Column("setting", align="left"),
-    Column("cost", note="full evaluations"),
-    Column("KD-cifar x1000", note="lower is better"),
-    Column("front", align="center"),
-    Column("FD-cifar", note="lower is better"),
-    Column("PSNR", note="to full precision, dB"),
-    Column("full", note="evaluations"),
-    Column("cached", note="evaluations"),
-    Column("time", note="s"),
-    Column("memory", note="weights and peak, MB"),
-)
-_CONTEST_COLUMNS = (
-    Column("against", align="left"),
-    Column("its cost", note="full evaluations"),
-    Column("KD-cifar x1000", note="corrected minus rival, paired"),
-    Column("correction", align="left"),
-)
 _STYLES: dict[str, RowStyle] = {"wins": "win", "loses": "lose", "not separable": ""}
 _WORDS = {"wins": "wins over", "loses": "loses to", "not separable": "cannot be told from"}
 _KINDS: dict[Role, str] = {
@@ -66,7 +48,20 @@ def main_table(comparison: Comparison) -> Table:
     styles.setdefault(comparison.rows[0].setting, "reference")
     ordered = sorted(comparison.rows, key=lambda row: (ROLES.index(row.role), row.cost))
     rows = [Row(_cells(row, row.setting.label in front), styles.get(row.setting, ""), row.role) for row in ordered]
-    return Table(_title(comparison), _COLUMNS, tuple(rows), _notes(comparison))
+    titles = comparison.request.titles
+    columns = (
+        Column("setting", align="left"),
+        Column("cost", note="full evaluations"),
+        Column(f"{titles.kernel} x1000", note="lower is better"),
+        Column("front", align="center"),
+        Column(titles.frechet, note="lower is better"),
+        Column("PSNR", note="to full precision, dB"),
+        Column("full", note="evaluations"),
+        Column("cached", note="evaluations"),
+        Column("time", note="s"),
+        Column("memory", note="weights and peak, MB"),
+    )
+    return Table(_title(comparison), columns, tuple(rows), _notes(comparison))
 
 
 def contest_table(comparison: Comparison) -> Table:
@@ -81,7 +76,7 @@ def contest_table(comparison: Comparison) -> Table:
         f"{comparison.request.images} images, paired by seed; a win or a loss is a 95 % bootstrap interval that "
         "excludes zero. The best rival is the first of each group."
     )
-    return Table("Correction against what no more cost buys otherwise", _CONTEST_COLUMNS, rows, (note,))
+    return Table("Correction against what no more cost buys otherwise", _contest_columns(comparison), rows, (note,))
 
 
 def control_table(comparison: Comparison) -> Table:
@@ -91,7 +86,7 @@ def control_table(comparison: Comparison) -> Table:
         "What it gains on full precision is the solver's doing: there is no quantization or caching error to correct."
     )
     title = "Correction against the same model without it, whatever it costs"
-    return Table(title, _CONTEST_COLUMNS, rows, (note,))
+    return Table(title, _contest_columns(comparison), rows, (note,))
 
 
 def plot_points(comparison: Comparison) -> list[Point]:
@@ -128,6 +123,15 @@ def _cells(row: ComparedRow, on_front: bool) -> tuple[str, ...]:
     )
 
 
+def _contest_columns(comparison: Comparison) -> tuple[Column, ...]:
+    return (
+        Column("against", align="left"),
+        Column("its cost", note="full evaluations"),
+        Column(f"{comparison.request.titles.kernel} x1000", note="corrected minus rival, paired"),
+        Column("correction", align="left"),
+    )
+
+
 def _contest_row(verdict: Verdict, comparison: Comparison, group: str) -> Row:
     cells = (
         verdict.rival.label,
@@ -155,16 +159,18 @@ def _notes(comparison: Comparison) -> tuple[str, ...]:
     cached = ""
     if cache_of(request.technique) is not None:
         cached = f" plus {unit.cached_fraction:.3f} for each cached one (multiply-adds)"
+    kernel, frechet = request.titles.kernel, request.titles.frechet
+    seen = "our small CIFAR-10 network" if request.features == "cifar" else "Inception"
     notes = [
-        f"{request.images} images per row for every figure, seed {request.seed}; 95 % bootstrap intervals. KD-cifar, "
-        "the verdict, and FD-cifar use our small CIFAR-10 network and its test-set features: they are no KID or FID.",
-        f"FD-cifar is biased upwards at {request.images} images: compare it within this table only. PSNR is fidelity "
+        f"{request.images} images per row for every figure, seed {request.seed}; 95 % bootstrap intervals. {kernel}, "
+        f"the verdict, and {frechet} use the features of {seen}, of so many images: they are no KID or FID.",
+        f"{frechet} is biased upwards at {request.images} images: compare it within this table only. PSNR is fidelity "
         f"to the images of full precision, T={request.num_steps}, at the same seeds, not quality.",
         f"Cost is full evaluations{cached}; a rival has as many steps as the cost of a corrected row pays for. "
         "Memory is the weights and what sampling held beside them.",
         f"{grids}; PLMS starts at another timestep, on an even grid, so that its PSNR says little.",
         "The epsilon scale and the window of the time shift are those of a few, no change not among them, with the "
-        f"lowest KD-cifar over {request.tuning_images} images of the calibration seed (seed {request.seed} + 2000).",
+        f"lowest {kernel} over {request.tuning_images} images of the calibration seed (seed {request.seed} + 2000).",
         "Front: no other row is both as cheap and better.",
     ]
     if quantizes(request.technique):

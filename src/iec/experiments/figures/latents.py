@@ -5,7 +5,9 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
+from iec.evaluation.generate import call_arguments
 from iec.evaluation.metrics.latent import latent_errors, recorded_latents
+from iec.evaluation.per_image import of_batch
 from iec.experiments.measuring import Measurements
 from iec.experiments.plans import digest
 from iec.experiments.results import TensorFolder
@@ -60,13 +62,19 @@ class LatentErrors:
         # Without a correction the run is still followed, so that every step's state can be recorded alike.
         config = IECConfig(num_iterations=0) if setting.correction is None else setting.correction
         size, found = self.table.batch_size, []
+        arguments = call_arguments(pipe, size, dict(self.measurements.inputs))
         for start in range(0, self.table.images, size):
-            indices = range(start, min(start + size, self.table.images))
+            indices, count = range(start, start + size), min(size, self.table.images - start)
             generators = [image_generator(self.table.seed, index) for index in indices]
             with enabled(pipe, config), recorded_latents(pipe) as states:
-                pipe(generator=generators, num_inference_steps=setting.num_steps, output_type="np")
-                found.append(torch.stack(states))
-            self.measurements.on_images(len(indices))
+                pipe(
+                    **of_batch(arguments, indices),
+                    generator=generators,
+                    num_inference_steps=setting.num_steps,
+                    output_type="np",
+                )
+                found.append(torch.stack(states)[:, :count])
+            self.measurements.on_images(count)
         return found
 
     def _key(self, pipe: DiffusionPipeline, setting: Setting) -> str:

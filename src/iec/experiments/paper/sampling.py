@@ -20,6 +20,7 @@ from iec.experiments.paper.tables import PaperTable
 from iec.experiments.plans import planned
 from iec.experiments.settings import Setting, describe
 from iec.method.noise import CALIBRATION_OFFSET
+from iec.models.image_shape import image_shape
 from iec.models.paper import PaperModel
 from iec.storage.locking import exclusive
 
@@ -63,16 +64,6 @@ class PaperSampler:
     def inputs(self) -> dict[str, Any]:
         """What a call takes besides generators and steps: guidance, every class in turn, captions in turn."""
         return {**self._guidance(), **class_inputs(self.pipe, self._classes("all"), self.seed)}
-
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images."""
-        config: Any = self.pipe.unet.config
-        vae: Any = getattr(self.pipe, "vae", None)
-        size = int(config.sample_size)
-        if vae is None:
-            return int(config.in_channels), size, size
-        size *= 2 ** (len(vae.config.block_out_channels) - 1)
-        return int(vae.config.out_channels), size, size
 
     def row_folder(self, setting: Setting) -> Path:
         """Where the images of a row are."""
@@ -165,7 +156,7 @@ def differences(sampler: PaperSampler) -> list[str]:
     if dtype != torch.float32:
         found.append(f"The network computes in {str(dtype).removeprefix('torch.')}.")
     if model.takes_prompts:
-        size = sampler.image_shape()[1]
+        size = image_shape(sampler.pipe)[1]
         found.append(f"Images of {size}x{size} in one dtype; the paper's table says 256x256, and its code autocasts.")
     if model.weights is not None:
         found.append(f"The weights are those of '{sampler.source}', as iec convert wrote them.")

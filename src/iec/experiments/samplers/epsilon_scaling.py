@@ -19,8 +19,9 @@ def epsilon_scaled(network: nn.Module, scale: float) -> Iterator[None]:
         return
 
     def divide(module: nn.Module, args: Any, output: Any) -> Any:
-        eps = output.sample
-        return type(output)(sample=eps.to(torch.promote_types(eps.dtype, torch.float32)) / scale)
+        eps = output[0]
+        scaled = eps.to(torch.promote_types(eps.dtype, torch.float32)) / scale
+        return (scaled, *output[1:]) if isinstance(output, tuple) else type(output)(sample=scaled)
 
     handle = network.register_forward_hook(divide)
     try:

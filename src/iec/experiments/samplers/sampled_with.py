@@ -1,5 +1,6 @@
 """A pipeline as a setting samples with it."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,7 +13,6 @@ from iec.experiments.samplers.heun import HeunScheduler
 from iec.experiments.samplers.multistep import dpm_solver, plms, stable_diffusion_plms, unipc
 from iec.experiments.samplers.sampling import Sampling
 from iec.experiments.samplers.time_shift import time_shifted
-from iec.models.unconditional import UnconditionalPipeline
 
 _MULTISTEP = {"dpm++2m": dpm_solver, "unipc": unipc, "plms": plms, "plms-sd": stable_diffusion_plms}
 _NOISE_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
@@ -22,8 +22,8 @@ def with_solver(pipe: DiffusionPipeline, sampling: Sampling) -> DiffusionPipelin
     """`pipe`, whose scheduler is a `SpacedDDIMScheduler`, with the solver in its place; its network is shared."""
     if sampling.solver == "ddim":
         return pipe
-    own = UnconditionalPipeline(pipe.unet, _scheduler(pipe.scheduler.config, sampling))
-    own.set_progress_bar_config(disable=True)
+    own = copy.copy(pipe)
+    own.scheduler = _scheduler(pipe.scheduler.config, sampling)
     return own
 
 

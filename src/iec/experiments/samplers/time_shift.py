@@ -15,6 +15,8 @@ from iec.method.clock import current_clock
 
 #: Below this timestep the image's own variance is no longer small beside the noise's, and labels are left alone.
 CUTOFF = 200
+#: What a UNet and a DiT call the state that they are given.
+_INPUTS = ("sample", "hidden_states")
 
 
 def shifted_labels(
@@ -37,19 +39,23 @@ def shifted_labels(
 def time_shifted(network: nn.Module, window: int, alphas_cumprod: torch.Tensor) -> Iterator[None]:
     """While entered, `network` is told shifted labels, but not at a run's first step; 0 leaves everything as it is.
 
-    The network is called as (x [B, ...], timestep), inside a run.
+    The network is called as (x [B, ...], timestep), by position or by name, inside a run.
     """
     if window == 0:
         yield
         return
 
-    def shift(module: nn.Module, args: Any) -> Any:
-        x, timestep, *others = args
+    def shift(module: nn.Module, args: Any, kwargs: Any) -> Any:
         if current_clock().step == 0:
             return None
-        return x, shifted_labels(x, int(timestep), alphas_cumprod, window), *others
+        x = args[0] if args else kwargs[next(name for name in _INPUTS if name in kwargs)]
+        timestep = torch.as_tensor(args[1] if len(args) > 1 else kwargs["timestep"])
+        labels = shifted_labels(x, int(timestep.flatten()[0]), alphas_cumprod, window)
+        if len(args) > 1:
+            return (args[0], labels, *args[2:]), kwargs
+        return args, {**kwargs, "timestep": labels}
 
-    handle = network.register_forward_pre_hook(shift)
+    handle = network.register_forward_pre_hook(shift, with_kwargs=True)
     try:
         yield
     finally:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_models import ddim_pipe, tiny_unet
 
-from iec.experiments.unconditional_model import load_unconditional
+from iec.experiments.compared_model import load_compared
 
 
 def saved(tmp_path, unet=None, scheduler=None, **settings):
@@ -13,7 +13,7 @@ def saved(tmp_path, unet=None, scheduler=None, **settings):
 
 
 def test_a_folder_is_sampled_with_ddim_on_the_spacing_asked_for(tmp_path):
-    pipe = load_unconditional(saved(tmp_path), torch.float32, "linspace")
+    pipe = load_compared(saved(tmp_path), torch.float32, "linspace")
     assert type(pipe).__name__ == "UnconditionalPipeline"
     assert pipe.scheduler.config.spacing == "linspace"
     assert pipe.scheduler.config.beta_end == 2e-3
@@ -22,18 +22,16 @@ def test_a_folder_is_sampled_with_ddim_on_the_spacing_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"sample_size": 64}, "takes 3 channels at size 32"),
-        ({"in_channels": 1, "out_channels": 1}, "takes 3 channels at size 32"),
-        ({"out_channels": 6}, "3 to 6 channels"),
+        ({"out_channels": 6}, "6 channels of 3"),
         ({"num_class_embeds": 10}, "needs class labels"),
         ({"scheduler": {"prediction_type": "v_prediction"}}, "must predict the noise"),
     ],
 )
-def test_a_model_that_cannot_be_judged_is_refused(tmp_path, settings, sentence):
+def test_a_model_that_cannot_be_sampled_is_refused(tmp_path, settings, sentence):
     with pytest.raises(ValueError, match=sentence):
-        load_unconditional(saved(tmp_path, **settings), torch.float32, "quad")
+        load_compared(saved(tmp_path, **settings), torch.float32, "quad")
 
 
 def test_an_unknown_spacing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="one time grid: use the spacing quad, uniform, linspace"):
-        load_unconditional("anything", torch.float32, "scheduler")
+        load_compared("anything", torch.float32, "scheduler")
