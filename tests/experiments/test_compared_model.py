@@ -1,8 +1,11 @@
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from tiny_models import ddim_pipe, tiny_unet
 
 from iec.experiments.compared_model import load_compared
+from iec.models.loading import load_pipeline
+from iec.models.unconditional import UnconditionalPipeline
 
 
 def saved(tmp_path, unet=None, scheduler=None, **settings):
@@ -30,6 +33,17 @@ def test_a_folder_is_sampled_with_ddim_on_the_spacing_asked_for(tmp_path):
 def test_a_model_that_cannot_be_sampled_is_refused(tmp_path, settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         load_compared(saved(tmp_path, **settings), torch.float32, "quad")
+
+
+def test_a_model_of_flow_matching_is_refused_wherever_ddim_should_take_it(tmp_path):
+    pipe = ddim_pipe(tiny_unet())
+    UnconditionalPipeline(pipe.unet, FlowMatchEulerDiscreteScheduler()).save_pretrained(tmp_path / "model")
+    for load in (
+        lambda: load_compared(tmp_path / "model", torch.float32, "linspace"),
+        lambda: load_pipeline(tmp_path / "model", spacing="uniform"),
+    ):
+        with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler has no noise levels alpha-bar"):
+            load()
 
 
 def test_an_unknown_spacing_is_refused(tmp_path):

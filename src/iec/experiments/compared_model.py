@@ -19,11 +19,6 @@ def load_compared(model: str, dtype: torch.dtype, spacing: str, device: str = "c
     chosen = require_spacing(spacing)
     pipe = load_pipeline(model, dtype, device, "scheduler")
     config = pipe.scheduler.config
-    if not hasattr(pipe.scheduler, "alphas_cumprod"):
-        raise ValueError(
-            f"'{model}' samples with {type(pipe.scheduler).__name__}: here a model must be one that DDIM can sample, "
-            "with noise levels alpha-bar."
-        )
     if config.get("prediction_type", "epsilon") != "epsilon":
         raise ValueError(f"'{model}' predicts '{config.prediction_type}': here a model must predict the noise.")
     pipe.scheduler = SpacedDDIMScheduler.from_scheduler(pipe.scheduler, chosen)

@@ -62,7 +62,15 @@ class SpacedDDIMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def from_scheduler(
         cls, scheduler: Any, spacing: Spacing = "quad", drop_duplicates: bool = False
     ) -> "SpacedDDIMScheduler":
-        """The same noise schedule and prediction type as another diffusers scheduler, with the paper's spacing."""
+        """The same noise schedule and prediction type as another diffusers scheduler, with the paper's spacing.
+
+        Raises ValueError for a scheduler without noise levels alpha-bar, such as those of flow matching.
+        """
+        if not hasattr(scheduler, "alphas_cumprod"):
+            raise ValueError(
+                f"{type(scheduler).__name__} has no noise levels alpha-bar, and DDIM cannot stand in its place: "
+                "keep the model's own scheduler."
+            )
         names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
         settings = {name: scheduler.config[name] for name in names if name in scheduler.config}
         spaced: SpacedDDIMScheduler = cls(**settings, spacing=spacing, drop_duplicates=drop_duplicates)
