@@ -126,7 +126,7 @@ def compare(
         f"{len(work.candidates) + len(work.families)} rows of {images} images: about {work.evaluations:,.0f} full "
         f"evaluations{plans}, less what is in {results or output / 'measured'} already."
     )
-    with progress("images") as bar:
+    with progress("images", shown=source.images is not None) as bar:
         task = bar.add_task("reference", total=None if source.images is None else len(source.images))
         real = source.measure(extractor, 250, lambda count: bar.advance(task, count))
     kept = output / "measured" if results is None else results
