@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from iec.reports.grid import grid_layout, picture_grid, png_bytes, save_png
+from iec.reports.grid import grid_layout, picture_grid, png_bytes, save_png, thumbnails
 
 
 def images(count: int, height: int = 5, width: int = 7, seed: int = 0) -> torch.Tensor:
@@ -103,3 +103,15 @@ def test_the_saved_png_holds_the_same_pixels(tmp_path: Path) -> None:
     assert (tmp_path / "deeper" / "grid.png").read_bytes() == png_bytes(grid)
     with Image.open(tmp_path / "deeper" / "grid.png") as opened:
         np.testing.assert_array_equal(np.asarray(opened), np.asarray(grid))
+
+
+def test_large_images_are_shrunk_as_a_whole_and_small_ones_stay() -> None:
+    assert torch.equal(thumbnails(ROWS[0][1]), ROWS[0][1])
+    large = torch.zeros(2, 3, 60, 120, dtype=torch.uint8)
+    large[:, 0, :, 60:] = 200  # the right half is red
+    small = thumbnails(large, longest=20)
+    assert small.shape == (2, 3, 10, 20)
+    assert small.dtype == torch.uint8
+    assert small[:, 0, :, :9].max() == 0
+    assert small[:, 0, :, 11:].min() == 200
+    assert small[:, 1:].max() == 0

@@ -7,6 +7,7 @@ from itertools import accumulate
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
@@ -104,6 +105,17 @@ def picture_grid(
             picture = Image.fromarray(image.permute(1, 2, 0).cpu().contiguous().numpy())
             grid.paste(picture.resize(layout.cell, Image.Resampling.NEAREST), layout.place(row, column))
     return grid
+
+
+def thumbnails(images: torch.Tensor, longest: int = 128) -> torch.Tensor:
+    """Images uint8 [n, 3, H, W], n at least 1, shrunk until no side is longer than `longest`; small ones stay."""
+    height, width = images.shape[2:]
+    factor = longest / max(height, width)
+    if factor >= 1:
+        return images
+    size = (max(1, round(factor * width)), max(1, round(factor * height)))
+    small = [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).resize(size) for image in images]
+    return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in small])
 
 
 def png_bytes(image: Image.Image) -> bytes:

@@ -24,7 +24,7 @@ from iec.experiments.plans import technique_settings
 from iec.experiments.results import machine
 from iec.experiments.rows import Verdict
 from iec.experiments.settings import describe, describe_correction, quantizes
-from iec.reports.grid import picture_grid, png_bytes
+from iec.reports.grid import picture_grid, png_bytes, thumbnails
 from iec.reports.html import PictureSection, PlotSection, Report, Section, TableSection, TextSection, write_html
 from iec.reports.lines import error_panel, line_plot
 from iec.reports.plot import pareto_front, quality_cost_plot
@@ -33,6 +33,8 @@ from iec.reports.table import to_markdown
 from iec.storage.files import write_json, write_text
 
 _GRID_IMAGES, _PAIRS = 12, 8
+#: Pixels up to which the images of the grid are drawn twice as large.
+_DRAWN_LARGER = 64
 _LEAD = (
     "Iterative error correction (IEC) evaluates the network again at the state it has just reached. Whether that pays "
     "depends on what the same evaluations buy otherwise on the same network: a smaller cache interval, more steps, "
@@ -84,7 +86,7 @@ def comparison_report(comparison: Comparison, plot: str) -> Report:
         *_sliders(comparison),
         PictureSection(
             "The same seeds in every row",
-            png_bytes(picture_grid([(row.setting.label, _first(row, _GRID_IMAGES)) for row in _pictured(comparison)])),
+            png_bytes(_grid(comparison)),
             f"The first {_GRID_IMAGES} images of full precision, the model, and each corrector with its best rival",
             "One row per setting, one column per seed.",
         ),
@@ -157,6 +159,11 @@ def _key(title: str) -> str:
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
     return {"rival": verdict.rival.label, "outcome": verdict.outcome, "kd_difference": asdict(verdict.difference)}
+
+
+def _grid(comparison: Comparison) -> Image.Image:
+    rows = [(row.setting.label, thumbnails(_first(row, _GRID_IMAGES))) for row in _pictured(comparison)]
+    return picture_grid(rows, scale=2 if rows[0][1].shape[2] <= _DRAWN_LARGER else 1)
 
 
 def _pictured(comparison: Comparison) -> list[ComparedRow]:
