@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Build environments are pinned too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: demo test lint bench evidence results support slow clean
+.PHONY: demo test lint bench evidence results tables support slow clean
 
 demo: $(VENV)/.runs
 	$(BIN)/iec demo
@@ -34,6 +34,13 @@ results: $(VENV)/.runs
 	$(COMPARE) --cache deepcache:10 -n 128 --correct paper -o docs/results/deepcache-10
 	$(COMPARE) --quantize w8a8 -n 128 --samples 16 --correct paper -o docs/results/w8a8
 	$(COMPARE) --cachequant 5,w8a8 -n 128 --samples 16 --correct paper -o docs/results/cachequant-5
+
+# About five hours on two cores; what is in runs/evidence is not sampled again.
+TABLES := table1 table2 table3 table4 table5 iterations relaxation pareto severity
+FIGURES := $(foreach number,2 3 4 5 6 7 8 9 10 11,figure$(number))
+
+tables: $(VENV)/.runs
+	for name in $(TABLES) $(FIGURES); do $(BIN)/iec reproduce $$name -o docs/results --results runs/evidence || exit 1; done
 
 support: $(VENV)/.develops
 	$(PIP) -e '.[dev,caches,quantizers]'
