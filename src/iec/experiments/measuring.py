@@ -44,7 +44,7 @@ class Measurements:
     ) -> None:
         self.model, self.device, self.inputs = model, device, inputs
         self.dtype, self.batch_size, self.on_row, self.on_images = dtype, batch_size, on_row, on_images
-        self.rows = ResultFolder(folder / "rows")
+        self.folder, self.rows = folder, ResultFolder(folder / "rows")
         self.plans = Plans(calibration, folder / "plans", on_calibration, storage="packed", inputs=inputs)
 
     def row(

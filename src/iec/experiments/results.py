@@ -28,11 +28,6 @@ class StoredRow:
         """The kind of device that it was sampled on."""
         return str(self.record.get("device", "cpu"))
 
-    @property
-    def seconds(self) -> float:
-        """What sampling took: on a CPU in processor time, which other processes on the machine hardly change."""
-        return float(self.record["processor_seconds" if self.device == "cpu" else "seconds"])
-
 
 def machine(rows: Iterable[StoredRow]) -> str:
     """What sampled the rows, for a report."""

@@ -15,7 +15,7 @@ from iec.experiments.plans import needs_plan
 from iec.experiments.rows import Figures, Judge, Verdict, compare
 from iec.experiments.settings import Setting, describe_correction, quantizes
 from iec.experiments.spread import spread
-from iec.experiments.tables import ExperimentTable, MeasuredSystem
+from iec.experiments.tables import OVERHEAD, ExperimentTable, MeasuredSystem
 from iec.models.features import load_feature_network
 from iec.reports.grid import picture_grid, save_png
 from iec.reports.plot import Point, quality_cost_plot
@@ -81,7 +81,8 @@ def result_table(judged: JudgedTable) -> Table:
         Column("against none", note="KD-cifar, paired"),
         Column("PSNR", note="dB"),
         Column("evaluations", note="full + cached"),
-        Column("overhead", note=f"{table.timed}, %"),
+        Column("cost", note="full evaluations"),
+        *([Column("overhead", note=f"{table.timed}, %")] if table.publishes(OVERHEAD) else []),
     )
     rows = [row for one in systems for row in _rows(one, names, table.publishes("IS"), absent)]
     techniques = [found for one in systems if (found := one.measured.settings[0].technique) is not None]
@@ -206,6 +207,7 @@ def _json_rows(systems: Sequence[JudgedSystem]) -> list[dict[str, Any]]:
             "fd_cifar": asdict(figures.frechet),
             "psnr": None if figures.psnr is None else asdict(figures.psnr),
             **({"is_cifar": asdict(one.scores[i])} if one.scores else {}),
+            **({"overhead_percent": one.measured.overheads[i]} if one.measured.overheads else {}),
         }
         for one in systems
         for i, (setting, stored, figures) in enumerate(
@@ -216,7 +218,7 @@ def _json_rows(systems: Sequence[JudgedSystem]) -> list[dict[str, Any]]:
 
 def _rows(one: JudgedSystem, names: Sequence[str], scored: bool, absent: Sequence[str]) -> list[Row]:
     rows = []
-    first, overheads = one.figures[0], one.measured.overheads()
+    first = one.figures[0]
     for i, (setting, figures) in enumerate(zip(one.measured.settings, one.figures, strict=True)):
         record = one.measured.rows[i].record
         published = [cell for name in names for cell in _published(one.measured.system.published.get(name, ()), i)]
@@ -231,7 +233,8 @@ def _rows(one: JudgedSystem, names: Sequence[str], scored: bool, absent: Sequenc
             f"{spread(one.verdicts[i - 1].difference, 1000, 1)} {one.verdicts[i - 1].outcome}" if i else "",
             "reference" if figures.psnr is None else spread(figures.psnr, 1, 1),
             f"{record['full_evaluations']} + {record['cached_evaluations']}",
-            f"{overheads[i]:+.0f}" if i else "",
+            f"{record['cost']:.1f}",
+            *(f"{percent:+.0f}" if i else "" for percent in one.measured.overheads[i : i + 1]),
         )
         rows.append(Row(cells, "", setting.system))
     return rows

@@ -8,12 +8,12 @@ from iec.experiments.figures.config import FigureConfig
 from iec.experiments.figures.drawing import Drawing, spread
 from iec.experiments.measuring import Measurements
 from iec.experiments.settings import Setting, describe_correction
-from iec.experiments.tables import MeasuredSystem, full_precision, measure_table
+from iec.experiments.tables import OVERHEAD, MeasuredSystem, full_precision, measure_table
 from iec.experiments.tables_report import JudgedSystem, judge_table
 from iec.reports.lines import Line, Panel, line_plot
 from iec.reports.table import Column, Row, Table
 
-_PUBLISHED = "CIFAR-10 overhead %"
+_PUBLISHED = f"CIFAR-10 {OVERHEAD}"
 _FRACTION = "corrected of the full steps, %"
 
 
@@ -30,7 +30,7 @@ def draw_steps(figure: FigureConfig, measurements: Measurements) -> Drawing:
     judged = judge_table(measure_table(table, measurements), reference.images)
     panels = [Panel(_name(one), _FRACTION, "KD-cifar x1000 (lower is better)", [_quality(one)]) for one in judged]
     overheads = [line for place, one in enumerate(judged) for line in _overheads(one, place)]
-    panels.append(Panel("Overhead", _FRACTION, f"{table.timed}, %", overheads))
+    panels += [Panel("Overhead", _FRACTION, f"{table.timed}, %", overheads)] if overheads else []
     return Drawing(
         ".svg",
         line_plot(panels).encode(),
@@ -62,10 +62,12 @@ def _quality(one: JudgedSystem) -> Line:
 
 def _overheads(one: JudgedSystem, colour: int) -> list[Line]:
     x, published = corrected_percent(one.measured), one.measured.system.published.get(_PUBLISHED)
-    lines = [_plain(_name(one), x, one.measured.overheads(), colour)]
-    return (
-        lines if published is None else [*lines, _plain(f"{_name(one)}, published", x, published, colour, dashed=True)]
-    )
+    if published is None:
+        return []
+    return [
+        _plain(_name(one), x, one.measured.overheads, colour),
+        _plain(f"{_name(one)}, published", x, published, colour, dashed=True),
+    ]
 
 
 def _plain(name: str, x: Sequence[float], values: Sequence[float], colour: int, dashed: bool = False) -> Line:
@@ -100,7 +102,7 @@ def _table(judged: Sequence[JudgedSystem], timed: str) -> Table:
     rows = []
     for one in judged:
         published = one.measured.system.published.get(_PUBLISHED, ())
-        overhead = one.measured.overheads()
+        overhead = one.measured.overheads
         for i, percent in enumerate(corrected_percent(one.measured)):
             against = f"{_thousand(one.verdicts[i - 1].difference)} {one.verdicts[i - 1].outcome}" if i else ""
             correction = one.measured.settings[i].correction
@@ -109,7 +111,7 @@ def _table(judged: Sequence[JudgedSystem], timed: str) -> Table:
                 f"{percent:.0f}",
                 _thousand(one.figures[i].kernel),
                 against,
-                f"{overhead[i]:+.0f}",
+                f"{overhead[i]:+.0f}" if overhead else "",
                 f"{published[i]:+g}" if i < len(published) else "",
             )
             rows.append(Row(cells, "", _name(one)))
@@ -124,7 +126,7 @@ def _numbers(one: JudgedSystem) -> dict[str, object]:
     return {
         "system": _name(one),
         "corrected_percent": corrected_percent(one.measured),
-        "overhead_percent": one.measured.overheads(),
+        "overhead_percent": one.measured.overheads,
         "published_overhead_percent": list(one.measured.system.published.get(_PUBLISHED, ())),
         "kd_cifar": [asdict(figures.kernel) for figures in one.figures],
         "against_none": [asdict(verdict.difference) for verdict in one.verdicts],
