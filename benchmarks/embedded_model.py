@@ -12,7 +12,6 @@ import torch
 
 from iec.evaluation.bootstrap import Estimate, bootstrap_frechet, bootstrap_kernel_distance
 from iec.evaluation.cost import evaluation_cost
-from iec.evaluation.features import extract_features
 from iec.evaluation.kernel import kernel_terms
 from iec.evaluation.network_call import made_up_call
 from iec.experiments.rows import generate_in_parallel
@@ -39,7 +38,7 @@ def main() -> None:
     network, reference = load_feature_network(), load_reference()
 
     def distances(images: torch.Tensor) -> dict[str, dict[str, float]]:
-        features = extract_features(network, images)
+        features = torch.cat([network.embed(batch) for batch in images.split(500)])
         terms = kernel_terms(features, reference.features)
         return {
             "fd_cifar": interval(bootstrap_frechet(features, reference)),

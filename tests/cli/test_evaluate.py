@@ -10,7 +10,6 @@ from PIL import Image
 
 from iec.cli.app import main
 from iec.evaluation.bootstrap import bootstrap_frechet
-from iec.evaluation.features import extract_features
 from iec.evaluation.image_sets import TensorImages, write_images
 from iec.models.features import load_feature_network, load_reference
 
@@ -60,7 +59,7 @@ def test_the_embedded_reference_is_the_default(iec, images):
     found = figures(printed)
     assert code == 0
     assert list(found) == ["FD-cifar", "KD-cifar", "IS-cifar", "precision-cifar", "recall-cifar"]
-    expected = bootstrap_frechet(extract_features(load_feature_network(), draw()), load_reference())
+    expected = bootstrap_frechet(load_feature_network().embed(draw()), load_reference())
     assert found["FD-cifar"]["value"] == pytest.approx(expected.value, rel=1e-4)
     assert found["FD-cifar"]["low"] == pytest.approx(expected.low, rel=1e-3)
     assert "rank 11" in found["FD-cifar"]["warning"]
@@ -103,7 +102,7 @@ def test_saved_statistics_are_a_reference(iec, images, real, tmp_path):
 
 def test_statistics_beside_the_images_of_an_npz_take_their_place(iec, images, real, tmp_path):
     other = draw(40, seed=2)
-    features = extract_features(load_feature_network(), other).double()
+    features = load_feature_network().embed(other).double()
     pixels = draw(14, seed=1).permute(0, 2, 3, 1).numpy()
     np.savez(tmp_path / "a.npz", arr_0=pixels, mu=features.mean(0).numpy(), sigma=torch.cov(features.T).numpy())
     np.savez(tmp_path / "b.npz", arr_0=pixels, mu=np.zeros(7), sigma=np.eye(7))  # of another network

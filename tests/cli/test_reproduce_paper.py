@@ -13,7 +13,6 @@ from PIL import Image
 
 import iec
 from iec.cli.app import main
-from iec.evaluation.features import extract_features
 from iec.evaluation.frechet import frechet_distance
 from iec.evaluation.image_folder import ImageFolder
 from iec.experiments.paper import judging, tables
@@ -161,7 +160,7 @@ def test_every_data_set_is_sampled_as_its_own_pipeline_does_and_stands_beside_th
     assert corrected["cost"]["full_evaluations"] == full + more
 
     ours = row["figures"]["FID"]["value"]
-    features = extract_features(load_feature_network(), pixels(images / _label(row)).permute(0, 3, 1, 2))
+    features = load_feature_network().embed(pixels(images / _label(row)).permute(0, 3, 1, 2))
     real = load_reference(reference)
     exact = frechet_distance(features.double().mean(0), torch.cov(features.double().T), real.mean, real.covariance)
     assert ours == pytest.approx(float(exact), rel=1e-6)

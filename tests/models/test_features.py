@@ -51,6 +51,34 @@ def test_features_are_computed_in_float32_inside_of_an_autocast():
     assert (outside >= 0).all()
 
 
+@pytest.mark.parametrize("batch_size", [1, 4, 11])
+def test_features_do_not_depend_on_the_batch_size(batch_size):
+    network, images = load_feature_network(), draw(11)
+    one_by_one = torch.cat([network(normalize(image[None])) for image in images])
+    features = torch.cat([network.embed(batch) for batch in images.split(batch_size)])
+    assert features.shape == (11, 128)
+    torch.testing.assert_close(features, one_by_one, rtol=1e-5, atol=1e-5)
+    assert (one_by_one[0] - one_by_one[1]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("images", "found"),
+    [
+        (draw(2).float(), "float32 .2, 3, 32, 32."),
+        (draw(2)[:, :, :16], "uint8 .2, 3, 16, 32."),
+        (draw(2)[0], "uint8 .3, 32, 32."),
+    ],
+)
+def test_images_that_the_network_cannot_take_are_refused(images, found):
+    with pytest.raises(ValueError, match=f"must be uint8 .B, 3, 32, 32., but are {found}"):
+        load_feature_network().embed(images)
+
+
+def test_a_network_in_training_mode_is_refused():
+    with pytest.raises(ValueError, match="training mode"):
+        FeatureNetwork().train().embed(draw(2))
+
+
 def test_files_that_hold_something_else_are_refused(tmp_path):
     broken, other = tmp_path / "broken.safetensors", tmp_path / "other.safetensors"
     broken.write_bytes(b"not safetensors")

@@ -132,9 +132,8 @@ def sample(
         )
         return
     cost = record["cost"]
-    per_image = f", cost {cost['cost_per_image']} full evaluations" if "cost_per_image" in cost else ""
     console.print(
         f"{record['images']} images in {folder.path}: {cost['full_evaluations']} full and "
-        f"{cost['cached_evaluations']} cached evaluations per image{per_image}, {cost['seconds']} s, "
-        f"peak memory {cost['peak_memory_mb']} MB."
+        f"{cost['cached_evaluations']} cached evaluations per image, cost {cost['cost_per_image']} full evaluations, "
+        f"{cost['seconds']} s, peak memory {cost['peak_memory_mb']} MB."
     )

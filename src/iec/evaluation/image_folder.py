@@ -30,9 +30,7 @@ class ImageFolder:
     holds a run with other settings.
     """
 
-    def __init__(
-        self, path: str | Path, settings: Mapping[str, Any], num_images: int, cost: EvaluationCost | None
-    ) -> None:
+    def __init__(self, path: str | Path, settings: Mapping[str, Any], num_images: int, cost: EvaluationCost) -> None:
         self.path, self.settings, self.num_images, self.cost = Path(path), dict(settings), num_images, cost
         self.record, self.parts = self.path / "sampling.json", self.path / "batches"
         self.complete = False
@@ -109,7 +107,7 @@ class ImageFolder:
             "cost": {
                 "full_evaluations": full,
                 "cached_evaluations": cached,
-                **({} if self.cost is None else _in_full_evaluations(self.cost, full, cached)),
+                **_in_full_evaluations(self.cost, full, cached),
                 "seconds": round(sum(batch["seconds"] for batch in batches.values()), 3),
                 "peak_memory_mb": max((batch.get("peak_memory_mb", 0) for batch in batches.values()), default=0),
             },

@@ -26,8 +26,9 @@ from iec.evaluation.generate import Batch, generate
 from iec.evaluation.kernel import KernelTerms, kernel_distance, kernel_terms, mean_kernel_within
 from iec.evaluation.memory import PeakMemory
 from iec.evaluation.metrics.cifar import CifarExtractor
-from iec.evaluation.metrics.extractor import FeatureExtractor
+from iec.evaluation.metrics.extractor import FeatureExtractor, Features
 from iec.evaluation.metrics.feature_set import FeatureSet
+from iec.evaluation.metrics.inception_score import inception_score
 from iec.evaluation.network_call import network_call
 from iec.evaluation.psnr import mean_squared_error
 from iec.experiments.plans import Plans
@@ -233,8 +234,22 @@ class Judge:
             terms,
         )
 
+    def inception_score(self, images: torch.Tensor) -> Estimate:
+        """The Inception Score, by the judge's extractor, of images uint8 [n, 3, H, W].
+
+        Raises ValueError where the extractor does not classify.
+        """
+        logits = [features.logits for features in self._seen(images)]
+        classified = [scores for scores in logits if scores is not None]
+        if len(classified) < len(logits):
+            raise ValueError("The Inception Score needs an extractor that classifies.")
+        return inception_score(torch.cat(classified))
+
     def _features(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self.extractor(batch).pooled for batch in torch.split(images, _JUDGED_AT_ONCE)])
+        return torch.cat([features.pooled for features in self._seen(images)])
+
+    def _seen(self, images: torch.Tensor) -> list[Features]:
+        return [self.extractor(batch) for batch in torch.split(images, _JUDGED_AT_ONCE)]
 
     def _terms(self, features: torch.Tensor) -> KernelTerms:
         return kernel_terms(features, self._real, self._within_reference)

@@ -9,14 +9,11 @@ import torch
 from PIL.Image import Image
 
 from iec.evaluation.bootstrap import Estimate
-from iec.evaluation.features import extract_features
-from iec.evaluation.metrics.inception_score import inception_score
 from iec.experiments.plans import needs_plan
 from iec.experiments.rows import Figures, Judge, Verdict, compare
 from iec.experiments.settings import Setting, describe_correction, quantizes
 from iec.experiments.spread import spread
 from iec.experiments.tables import OVERHEAD, ExperimentTable, MeasuredSystem
-from iec.models.features import load_feature_network
 from iec.reports.grid import picture_grid, save_png
 from iec.reports.plot import Point, quality_cost_plot
 from iec.reports.table import Column, Row, Table, to_markdown
@@ -52,14 +49,13 @@ class JudgedTable:
 
 def judge_table(measured: Sequence[MeasuredSystem], full_precision: torch.Tensor) -> list[JudgedSystem]:
     """The figures of all rows."""
-    network = load_feature_network()
     judge = Judge(full_precision)
     judged = []
     for one in measured:
         figures = [judge.judge(row.images) for row in one.rows]
         verdicts = [compare(corrected, figures[0], one.settings[0]) for corrected in figures[1:]]
         scored = [row.images for row in one.rows] if one.system.publishes("IS") else []
-        scores = [inception_score(network.logits(extract_features(network, images))) for images in scored]
+        scores = [judge.inception_score(images) for images in scored]
         alone = tuple(own.alone() for own in figures)
         judged.append(JudgedSystem(one, alone, tuple(verdicts), tuple(scores)))
     return judged

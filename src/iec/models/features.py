@@ -37,26 +37,38 @@ class FeatureNetwork(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """The features [B, 128], float32 and not negative, of images [B, 3, 32, 32] in [-1, 1]."""
-        maps: torch.Tensor = self.body(images)
-        return maps.float().mean(dim=(2, 3))
+        return self._maps_and_features(images)[1]
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """The class scores [B, 10] of features [B, 128]."""
         scores: torch.Tensor = self.head(features)
         return scores
 
-    @torch.no_grad()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """The features [B, 128] of images as they are stored, uint8 [B, 3, 32, 32], in float32 throughout.
+        """The features [B, 128] of images as they are stored; as of `look`."""
+        return self.look(images)[1]
 
-        Raises ValueError in training mode, in which features would depend on the other images of the batch.
+    @torch.no_grad()
+    def look(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The maps [B, 96, 8, 8] and the features [B, 128] of images as they are stored, uint8 [B, 3, 32, 32].
+
+        In float32 throughout. Raises ValueError for other images, and in training mode, in which features would depend
+        on the other images of the batch.
         """
         if self.training:
             raise ValueError("The feature network is in training mode: call its eval() first.")
+        if images.dtype != torch.uint8 or images.shape[1:] != (3, 32, 32):
+            found = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
+            raise ValueError(f"The images must be uint8 [B, 3, 32, 32], but are {found}.")
         device = self.head.weight.device
         with torch.autocast(device.type, enabled=False):
-            features: torch.Tensor = self(normalize(images.to(device)))
-        return features
+            return self._maps_and_features(normalize(images.to(device)))
+
+    def _maps_and_features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        last = len(self.body) - 1
+        maps: torch.Tensor = self.body[:last](images)
+        averaged: torch.Tensor = self.body[last](maps).float().mean(dim=(2, 3))
+        return maps, averaged
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import torch
 
 from iec.evaluation.metrics.extractor import Features, Titles
-from iec.models.features import FeatureNetwork, load_feature_network, normalize
+from iec.models.features import FeatureNetwork, load_feature_network
 
 SHAPE = (3, 32, 32)
 # As many channels as sFID takes of Inception (Nash et al. 2021).
@@ -30,13 +30,8 @@ class CifarExtractor:
                 "use --features inception."
             )
 
-    @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> Features:
         """The features of images uint8 [B, 3, 32, 32]; each depends on its image alone."""
-        device = self.network.head.weight.device
-        with torch.autocast(device.type, enabled=False):
-            last = len(self.network.body) - 1
-            maps = self.network.body[:last](normalize(images.to(device)))
-            pooled = self.network.body[last](maps).float().mean(dim=(2, 3))
-            logits = self.network.logits(pooled)
+        maps, pooled = self.network.look(images)
+        logits = self.network.logits(pooled)
         return Features(pooled.cpu(), logits.cpu(), maps[:, :_SPATIAL_CHANNELS].flatten(1).cpu())
