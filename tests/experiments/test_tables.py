@@ -94,7 +94,7 @@ def test_the_table_says_what_correction_changes_in_ours_and_in_theirs(table, jud
     ours, theirs = titles.index("change"), titles.index("CIFAR-10") + 1
     cells = drawn.rows[4].cells
     figures = judged.systems[1].figures
-    assert cells[ours] == f"{100 * (figures[1].frechet.value / figures[0].frechet.value - 1):+.0f}"
+    assert cells[ours] == f"{100 * (figures[1].frechet.value / figures[0].frechet.value - 1):+z.0f}"
     assert (cells[theirs - 1], cells[theirs]) == ("9", "-10")
     assert drawn.rows[0].cells[titles.index("PSNR")] == "reference"
     assert drawn.rows[3].cells[titles.index("evaluations")] == "2 + 2"

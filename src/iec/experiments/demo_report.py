@@ -12,7 +12,7 @@ from iec.evaluation.bootstrap import Estimate
 from iec.experiments.demo import DemoResult
 from iec.experiments.rows import Judged, Verdict
 from iec.experiments.settings import Setting, Technique, describe, quantizes
-from iec.experiments.spread import spread
+from iec.experiments.spread import difference_spread, kernel_spread, spread
 from iec.reports.grid import picture_grid, png_bytes, save_png
 from iec.reports.html import PictureSection, PlotSection, Report, TableSection, TextSection, write_html
 from iec.reports.plot import Point, quality_cost_plot
@@ -79,7 +79,7 @@ def verdict_table(result: DemoResult) -> Table:
             (
                 _short(verdict.rival, result),
                 _relative_cost(verdict.rival, result),
-                spread(verdict.difference, 1000, 1),
+                difference_spread(verdict.difference),
                 verdict.outcome,
             ),
             styles[verdict.outcome],
@@ -173,7 +173,7 @@ def _row(result: DemoResult, setting: Setting, group: str) -> Row:
         f"{sampled.cached}",
         _relative_cost(setting, result),
         f"{sampled.seconds:.1f}",
-        spread(row.figures.kernel, 1000, 1),
+        kernel_spread(row.figures.kernel),
         spread(row.figures.frechet, 1, 2),
         "reference" if row.figures.psnr is None else spread(row.figures.psnr, 1, 1),
     )

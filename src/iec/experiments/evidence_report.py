@@ -14,7 +14,7 @@ from iec.evaluation.bootstrap import Estimate
 from iec.experiments.evidence import REFRESH_ONLY, EvidenceConfig, Part, Row
 from iec.experiments.rows import Judge, PairableFigures, Verdict, compare
 from iec.experiments.settings import Setting, Technique, describe_correction
-from iec.experiments.spread import spread
+from iec.experiments.spread import difference_spread, kernel_spread, spread
 from iec.method.config import IECConfig
 from iec.reports.grid import picture_grid, save_png
 from iec.reports.plot import Point, quality_cost_plot
@@ -63,7 +63,7 @@ class Comparison:
         """What came of it."""
         words = {"wins": "is better than", "loses": "is worse than", "not separable": "cannot be told from"}
         found, rival = self.verdict, self.verdict.rival
-        return f"{self.ours.label} {words[found.outcome]} {rival.label}: {spread(found.difference, 1000, 1)}"
+        return f"{self.ours.label} {words[found.outcome]} {rival.label}: {difference_spread(found.difference)}"
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def evidence_table(section: Section) -> Table:
         cells = (
             row.setting.system,
             "none" if correction is None else describe_correction(correction),
-            spread(row.figures.kernel, 1000, 1) + _seed_range(row.per_seed),
+            kernel_spread(row.figures.kernel) + _seed_range(row.per_seed),
             spread(row.figures.frechet, 1, 2),
             "reference" if row.figures.psnr is None else spread(row.figures.psnr, 1, 1),
             str(record["full_evaluations"]),

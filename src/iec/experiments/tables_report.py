@@ -12,7 +12,7 @@ from iec.evaluation.bootstrap import Estimate
 from iec.experiments.plans import needs_plan
 from iec.experiments.rows import Figures, Judge, Verdict, compare
 from iec.experiments.settings import Setting, describe_correction, quantizes
-from iec.experiments.spread import spread
+from iec.experiments.spread import difference_spread, kernel_spread, signed_percent, spread
 from iec.experiments.tables import OVERHEAD, ExperimentTable, MeasuredSystem
 from iec.reports.grid import picture_grid, save_png
 from iec.reports.plot import Point, quality_cost_plot
@@ -225,12 +225,12 @@ def _rows(one: JudgedSystem, names: Sequence[str], scored: bool, absent: Sequenc
             *([spread(one.scores[i], 1, 2) if one.scores else ""] if scored else []),
             *("paper scale only" for _ in absent),
             *published,
-            spread(figures.kernel, 1000, 1),
-            f"{spread(one.verdicts[i - 1].difference, 1000, 1)} {one.verdicts[i - 1].outcome}" if i else "",
+            kernel_spread(figures.kernel),
+            f"{difference_spread(one.verdicts[i - 1].difference)} {one.verdicts[i - 1].outcome}" if i else "",
             "reference" if figures.psnr is None else spread(figures.psnr, 1, 1),
             f"{record['full_evaluations']} + {record['cached_evaluations']}",
             f"{record['cost']:.1f}",
-            *(f"{percent:+.0f}" if i else "" for percent in one.measured.overheads[i : i + 1]),
+            *(signed_percent(percent) if i else "" for percent in one.measured.overheads[i : i + 1]),
         )
         rows.append(Row(cells, "", setting.system))
     return rows
@@ -243,7 +243,7 @@ def _published(values: Sequence[float], index: int) -> tuple[str, str]:
 
 
 def _change(before: float, after: float) -> str:
-    return f"{100 * (after / before - 1):+.0f}"
+    return signed_percent(100 * (after / before - 1))
 
 
 def _points(one: JudgedSystem) -> list[Point]:

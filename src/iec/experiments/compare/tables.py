@@ -5,7 +5,7 @@ from iec.experiments.compare.rivals import ROLES, Role
 from iec.experiments.compare.running import ComparedRow, Comparison, Contest, same_network
 from iec.experiments.rows import Verdict
 from iec.experiments.settings import describe_correction, quantizes
-from iec.experiments.spread import spread
+from iec.experiments.spread import difference_spread, kernel_spread, spread
 from iec.reports.plot import Point, pareto_front
 from iec.reports.table import Column, Row, RowStyle, Table
 
@@ -112,7 +112,7 @@ def _cells(row: ComparedRow, on_front: bool) -> tuple[str, ...]:
     return (
         row.setting.label,
         f"{row.cost:.2f}",
-        spread(row.kernel, 1000, 1),
+        kernel_spread(row.kernel),
         "yes" if on_front else "",
         spread(row.frechet, 1, 2),
         "reference" if row.psnr is None else spread(row.psnr, 1, 1),
@@ -136,7 +136,7 @@ def _contest_row(verdict: Verdict, comparison: Comparison, group: str) -> Row:
     cells = (
         verdict.rival.label,
         f"{comparison.row(verdict.rival).cost:.2f}",
-        spread(verdict.difference, 1000, 1),
+        difference_spread(verdict.difference),
         verdict.outcome,
     )
     return Row(cells, _STYLES[verdict.outcome], group)

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from iec.evaluation.bootstrap import Estimate
 from iec.experiments.figures.config import FigureConfig
-from iec.experiments.figures.drawing import Drawing, spread
+from iec.experiments.figures.drawing import Drawing
 from iec.experiments.measuring import Measurements
 from iec.experiments.settings import Setting, describe_correction
+from iec.experiments.spread import difference_spread, kernel_spread, signed_percent
 from iec.experiments.tables import OVERHEAD, MeasuredSystem, full_precision, measure_table
 from iec.experiments.tables_report import JudgedSystem, judge_table
 from iec.reports.lines import Line, Panel, line_plot
@@ -104,22 +104,18 @@ def _table(judged: Sequence[JudgedSystem], timed: str) -> Table:
         published = one.measured.system.published.get(_PUBLISHED, ())
         overhead = one.measured.overheads
         for i, percent in enumerate(corrected_percent(one.measured)):
-            against = f"{_thousand(one.verdicts[i - 1].difference)} {one.verdicts[i - 1].outcome}" if i else ""
+            against = f"{difference_spread(one.verdicts[i - 1].difference)} {one.verdicts[i - 1].outcome}" if i else ""
             correction = one.measured.settings[i].correction
             cells = (
                 "none" if correction is None else describe_correction(correction),
                 f"{percent:.0f}",
-                _thousand(one.figures[i].kernel),
+                kernel_spread(one.figures[i].kernel),
                 against,
-                f"{overhead[i]:+.0f}" if overhead else "",
+                signed_percent(overhead[i]) if overhead else "",
                 f"{published[i]:+g}" if i < len(published) else "",
             )
             rows.append(Row(cells, "", _name(one)))
     return Table("", columns, tuple(rows))
-
-
-def _thousand(estimate: Estimate) -> str:
-    return spread(Estimate(1000 * estimate.value, 1000 * estimate.low, 1000 * estimate.high))
 
 
 def _numbers(one: JudgedSystem) -> dict[str, object]:

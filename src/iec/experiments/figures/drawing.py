@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from iec.evaluation.bootstrap import Estimate
 from iec.experiments.figures.config import FigureConfig
 from iec.experiments.settings import quantizes
 from iec.experiments.tables_report import sampling_sentence
@@ -66,11 +65,6 @@ def settings_sentence(figure: FigureConfig) -> str:
     table = figure.table
     simulated = any(quantizes(table.settings(system)[0].technique) for system in table.systems)
     return f"{sampling_sentence(table)}{' Quantized arithmetic is simulated.' if simulated else ''}"
-
-
-def spread(estimate: Estimate, digits: int = 3) -> str:
-    """The value with its interval, to so many significant digits."""
-    return f"{estimate.value:.{digits}g} [{estimate.low:.{digits}g}, {estimate.high:.{digits}g}]"
 
 
 def _write(path: Path, picture: bytes) -> None:

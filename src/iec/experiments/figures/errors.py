@@ -9,9 +9,10 @@ import torch
 from iec.evaluation.bootstrap import Estimate, bootstrap_mean
 from iec.evaluation.metrics.latent import latent_error_estimates
 from iec.experiments.figures.config import FigureConfig
-from iec.experiments.figures.drawing import Drawing, spread
+from iec.experiments.figures.drawing import Drawing
 from iec.experiments.figures.latents import LatentErrors
 from iec.experiments.settings import Setting, describe
+from iec.experiments.spread import significant_spread
 from iec.reports.lines import Line, error_panel, line_plot
 from iec.reports.table import Column, Row, Table
 
@@ -109,7 +110,7 @@ def _control_sentence(control: Sequence[Estimate]) -> str:
     return (
         "The state is compared with that of full precision without correction at the same seeds and the same step. "
         "Correction is also another solver: it moves the state of the full-precision model too, by "
-        f"{spread(control[-1])} after the last step (the dashed line)."
+        f"{significant_spread(control[-1])} after the last step (the dashed line)."
     )
 
 
@@ -134,7 +135,7 @@ def _table(found: Sequence[PairedErrors]) -> Table:
         total = len(one.without)
         for step in sorted({total * part // 4 - 1 for part in (1, 2, 3, 4)} - {-1}):
             estimates = (one.without[step], one.corrected[step], one.difference[step])
-            rows.append(Row((str(step), *map(spread, estimates)), "", one.system))
+            rows.append(Row((str(step), *map(significant_spread, estimates)), "", one.system))
     return Table("", columns, tuple(rows))
 
 

@@ -5,9 +5,10 @@ from dataclasses import asdict
 from iec.evaluation.bootstrap import Estimate, bootstrap_mean, bootstrap_psnr
 from iec.evaluation.psnr import mean_squared_error
 from iec.experiments.figures.config import FigureConfig
-from iec.experiments.figures.drawing import Drawing, spread
+from iec.experiments.figures.drawing import Drawing
 from iec.experiments.measuring import Measurements
 from iec.experiments.settings import Setting
+from iec.experiments.spread import signed_percent, significant_spread
 from iec.reports.grid import picture_grid, png_bytes
 from iec.reports.table import Column, Row, Table
 
@@ -45,7 +46,12 @@ def draw_grid(figure: FigureConfig, measurements: Measurements) -> Drawing:
             "",
             (Column("setting", align="left"), Column("PSNR to full precision", note="dB")),
             tuple(
-                Row((setting.label, spread(bootstrap_psnr(error)) if bool(error.any()) else "the same images"))
+                Row(
+                    (
+                        setting.label,
+                        significant_spread(bootstrap_psnr(error)) if bool(error.any()) else "the same images",
+                    )
+                )
                 for setting, error in zip(settings[1:], errors, strict=True)
             ),
         ),
@@ -62,5 +68,5 @@ def _sentence(setting: Setting, difference: Estimate, without: float) -> str:
         outcome = "cannot be told from that without correction"
     else:
         outcome = f"is {'lower' if difference.value < 0 else 'higher'} than without correction"
-    change = f"{100 * difference.value / without:+.1f} %" if without else "there was none"
+    change = f"{signed_percent(100 * difference.value / without, 1)} %" if without else "there was none"
     return f"{setting.label}: the mean squared difference to full precision at the same seeds {outcome} ({change})."

@@ -8,7 +8,7 @@ from typing import Any
 from iec.evaluation.metrics.figure import Figure
 from iec.experiments.paper.tables import OVERHEAD, PaperRow, PaperTable
 from iec.experiments.settings import describe_correction, quantizes
-from iec.experiments.spread import spread
+from iec.experiments.spread import signed_percent, spread
 from iec.reports.table import Column, Row, Table, to_markdown
 from iec.storage.files import write_json, write_text
 
@@ -66,7 +66,9 @@ def report_table(report: PaperReport) -> Table:
             cost = result.record["cost"]
             cells.append(f"{cost['full_evaluations']} + {cost['cached_evaluations']}")
             first = system[0].seconds
-            cells.append("" if result is system[0] or not first else f"{100 * (result.seconds / first - 1):+.1f}")
+            cells.append(
+                "" if result is system[0] or not first else signed_percent(100 * (result.seconds / first - 1), 1)
+            )
             if overheads:
                 cells.append(f"{result.row.published[OVERHEAD]:g}" if OVERHEAD in result.row.published else "")
             correction = result.row.setting.correction
