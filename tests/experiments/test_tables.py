@@ -13,7 +13,7 @@ from iec.experiments.samplers.sampling import Sampling
 from iec.experiments.settings import Setting
 from iec.experiments.tables import System, full_precision, load_table, load_tables, measure_table, table_names
 from iec.experiments.tables_report import JudgedTable, judge_table, result_table, write_table
-from iec.models.features import load_feature_network
+from iec.models.features import load_feature_network, load_reference
 
 from .tiny import tiny_pipeline
 
@@ -151,12 +151,15 @@ def test_the_inception_score_is_that_of_the_embedded_classifier(table, tmp_path)
     judged = judge(part_of(table, "ImageNet"), tmp_path)
     images = judged.systems[1].measured.rows[1].images
     network = load_feature_network()
-    p = torch.softmax(network.logits(network.embed(images)).double(), 1)
-    expected = (p * (p / p.mean(0)).log()).sum(1).mean().exp().item()
+    expected, real = (
+        (p * (p / p.mean(0)).log()).sum(1).mean().exp().item()
+        for p in (network.logits(f).double().softmax(1) for f in (network.embed(images), load_reference().features))
+    )
     assert judged.systems[1].scores[1].value == pytest.approx(expected, rel=1e-6)
     drawn = result_table(judged)
     cell = drawn.rows[3].cells[[column.title for column in drawn.columns].index("IS-cifar")]
     assert cell.startswith(f"{expected:.2f} [")
+    assert any(f"CIFAR-10's test set has {real:.2f}." in note for note in drawn.notes)
 
 
 @torch.no_grad()
