@@ -7,12 +7,14 @@ from diffusers import PNDMScheduler
 
 import iec
 from iec.efficient import DeepCacheConfig
+from iec.evaluation.bootstrap import Estimate
 from iec.experiments import measuring
 from iec.experiments.plans import Calibration
+from iec.experiments.rows import Verdict
 from iec.experiments.samplers.sampling import Sampling
 from iec.experiments.settings import Setting
 from iec.experiments.tables import System, full_precision, load_table, load_tables, measure_table, table_names
-from iec.experiments.tables_report import JudgedTable, judge_table, result_table, write_table
+from iec.experiments.tables_report import JudgedTable, judge_table, lead_sentence, result_table, write_table
 from iec.models.features import load_feature_network, load_reference
 
 from .tiny import tiny_pipeline
@@ -99,6 +101,14 @@ def test_the_table_says_what_correction_changes_in_ours_and_in_theirs(table, jud
     assert drawn.rows[0].cells[titles.index("PSNR")] == "reference"
     assert drawn.rows[3].cells[titles.index("evaluations")] == "2 + 2"
     assert drawn.rows[4].cells[titles.index("evaluations")] == "4 + 2"
+
+
+def test_the_page_begins_with_how_many_rows_gained_and_lost(judged):
+    better, worse, neither = (Verdict(Setting(4), Estimate(value, value - 1, value + 1)) for value in (-2.0, 2.0, 0.5))
+    systems = zip(judged.systems, [(better, worse), (better, neither)], strict=True)
+    lead = lead_sentence(replace(judged, systems=tuple(replace(one, verdicts=found) for one, found in systems)))
+    assert "4 corrected rows against the same system without correction: 2 better, 1 worse, 1 that cannot" in lead
+    assert "with 12 images" in lead
 
 
 def test_the_files_hold_every_row(table, judged, tmp_path):

@@ -136,9 +136,9 @@ def lead_sentence(judged: JudgedTable) -> str:
     verdicts = [verdict for one in judged.systems for verdict in one.verdicts]
     counted = {outcome: sum(v.outcome == outcome for v in verdicts) for outcome in ("wins", "loses", "not separable")}
     return (
-        f"Of {len(verdicts)} corrected rows, {counted['wins']} are better than the same system without correction, "
-        f"{counted['loses']} are worse, and {counted['not separable']} cannot be told apart with "
-        f"{judged.table.images} images (KD-cifar, paired 95 % intervals)."
+        f"{len(verdicts)} corrected rows against the same system without correction: {counted['wins']} better, "
+        f"{counted['loses']} worse, {counted['not separable']} that cannot be told apart with {judged.table.images} "
+        "images (KD-cifar, paired 95 % intervals)."
     )
 
 

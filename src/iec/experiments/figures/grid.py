@@ -8,7 +8,7 @@ from iec.experiments.figures.config import FigureConfig
 from iec.experiments.figures.drawing import Drawing
 from iec.experiments.measuring import Measurements
 from iec.experiments.settings import Setting
-from iec.experiments.spread import signed_percent, significant_spread
+from iec.experiments.spread import signed_percent, spread
 from iec.reports.grid import picture_grid, png_bytes
 from iec.reports.table import Column, Row, Table
 
@@ -49,7 +49,7 @@ def draw_grid(figure: FigureConfig, measurements: Measurements) -> Drawing:
                 Row(
                     (
                         setting.label,
-                        significant_spread(bootstrap_psnr(error)) if bool(error.any()) else "the same images",
+                        spread(bootstrap_psnr(error), 1, 1) if bool(error.any()) else "the same images",
                     )
                 )
                 for setting, error in zip(settings[1:], errors, strict=True)
