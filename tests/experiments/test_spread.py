@@ -10,6 +10,8 @@ def test_a_figure_stands_before_its_interval():
 
 def test_a_paired_difference_shows_on_which_side_of_nothing_its_interval_ends():
     assert difference_spread(Estimate(-0.00006, -0.00011, -0.00001)) == "-0.06 [-0.11, -0.01]"
+    assert difference_spread(Estimate(-0.00003, -0.00006, -0.000001)) == "-0.03 [-0.06, -0.00]"
+    assert difference_spread(Estimate(-0.00003, -0.00006, 0.000001)) == "-0.03 [-0.06, 0.00]"
 
 
 def test_what_rounds_to_nothing_has_no_minus():

@@ -20,8 +20,12 @@ def kernel_spread(distance: Estimate) -> str:
 
 
 def difference_spread(difference: Estimate) -> str:
-    """A paired difference of kernel distances, times 1000; finer than the distances, as its interval is narrower."""
-    return spread(difference, 1000, 2)
+    """A paired difference of kernel distances, times 1000; finer than the distances, as its interval is narrower.
+
+    An end just below zero is `-0.00`: on which side it lies is the verdict.
+    """
+    value, low, high = (1000 * part for part in (difference.value, difference.low, difference.high))
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def signed_percent(percent: float, digits: int = 0) -> str:
