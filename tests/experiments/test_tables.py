@@ -103,6 +103,14 @@ def test_the_table_says_what_correction_changes_in_ours_and_in_theirs(table, jud
     assert drawn.rows[4].cells[titles.index("evaluations")] == "4 + 2"
 
 
+def test_published_figures_are_explained_where_there_are_any(judged):
+    without = replace(judged, systems=judged.systems[:1])
+    explained = [
+        any("published figures are FIDs" in note for note in result_table(one).notes) for one in (judged, without)
+    ]
+    assert explained == [True, False]
+
+
 def test_the_page_begins_with_how_many_rows_gained_and_lost(judged):
     better, worse, neither = (Verdict(Setting(4), Estimate(value, value - 1, value + 1)) for value in (-2.0, 2.0, 0.5))
     systems = zip(judged.systems, [(better, worse), (better, neither)], strict=True)

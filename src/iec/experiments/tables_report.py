@@ -22,6 +22,10 @@ from iec.reports.table import Column, Row, Table, to_markdown
 from iec.storage.files import write_json, write_text
 
 _GRID_IMAGES = 12
+_PUBLISHED_NOTE = (
+    "The published figures are FIDs of other models over 50,000 images and cannot be compared in value: the columns "
+    "`change` say by how much correction lowers (-) or raises (+) each."
+)
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,7 @@ def result_table(judged: JudgedTable) -> Table:
     quantized, planned = any(map(quantizes, techniques)), any(map(needs_plan, techniques))
     notes = (
         sampling_sentence(table),
-        "The published figures are FIDs of other models over 50,000 images and cannot be compared in value: the "
-        "columns `change` say by how much correction lowers (-) or raises (+) each.",
+        *([_PUBLISHED_NOTE] if names else []),
         *([_score_note()] if table.publishes("IS") else []),
         *([table.absent] if table.absent else []),
         *([plan_sentence(table)] if planned else []),
