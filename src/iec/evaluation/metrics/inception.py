@@ -21,7 +21,7 @@ class InceptionExtractor:
     titles = Titles("FID", "KID", "sFID", "IS", "precision", "recall")
 
     def __init__(self, weights: str | Path | None = None, device: str = "cpu") -> None:
-        module = require_extra("torch_fidelity.feature_extractor_inceptionv3", "fid", "Inception's features")
+        module = require_extra("torch_fidelity.feature_extractor_inceptionv3", "fid", "The Inception network")
         try:
             network: torch.nn.Module = module.FeatureExtractorInceptionV3(
                 "inception-v3-compat",
