@@ -6,7 +6,7 @@ import torch
 from diffusers import PNDMScheduler
 
 import iec
-from iec.efficient import DeepCacheConfig
+from iec.efficient import DeepCacheConfig, QuantizationConfig
 from iec.evaluation.bootstrap import Estimate
 from iec.experiments import measuring
 from iec.experiments.plans import Calibration
@@ -114,9 +114,44 @@ def test_published_figures_are_explained_where_there_are_any(judged):
 def test_the_page_begins_with_how_many_rows_gained_and_lost(judged):
     better, worse, neither = (Verdict(Setting(4), Estimate(value, value - 1, value + 1)) for value in (-2.0, 2.0, 0.5))
     systems = zip(judged.systems, [(better, worse), (better, neither)], strict=True)
-    lead = lead_sentence(replace(judged, systems=tuple(replace(one, verdicts=found) for one, found in systems)))
+    lead = lead_sentence(
+        replace(judged, systems=tuple(replace(one, verdicts=found, rivals=found[:1]) for one, found in systems))
+    )
     assert "4 corrected rows against the same system without correction: 2 better, 1 worse, 1 that cannot" in lead
     assert "with 12 images" in lead
+    assert "that costs no more: 2 better, 0 worse, 0 that cannot be told apart." in lead
+
+
+def test_corrected_rows_stand_beside_the_best_plain_row_on_the_same_weights_of_no_more_cost(table, tmp_path):
+    systems = tuple(System(name, {}) for name in ("float", "deepcache:2", "deepcache:4"))
+    judged = judge(replace(table, corrections=("none", "paper"), systems=systems), tmp_path)
+    kernel = [one.figures[0].kernel.value for one in judged.systems]
+    cost = [[row.record["cost"] for row in one.measured.rows] for one in judged.systems]
+    for one, (_, ours) in zip(judged.systems, cost, strict=True):
+        best = min((i for i in range(3) if cost[i][0] <= ours), key=kernel.__getitem__)
+        assert one.rivals[0].rival == judged.systems[best].measured.settings[0]
+        difference = one.figures[1].kernel.value - kernel[best]
+        assert one.rivals[0].difference.value == pytest.approx(difference, abs=1e-7)
+    assert any(one.rivals[0].rival != one.measured.settings[0] for one in judged.systems)
+
+    # The last one on weights of its own: it has no rival but itself.
+    last = judged.systems[-1].measured
+    rounded = tuple(replace(setting, technique=QuantizationConfig()) for setting in last.settings)
+    measured = [*(one.measured for one in judged.systems[:-1]), replace(last, settings=rounded)]
+    alone = judge_table(measured, judged.systems[0].measured.rows[0].images)[-1]
+    assert alone.rivals == alone.verdicts
+
+    drawn = result_table(judged)
+    place = [column.title for column in drawn.columns].index("against no more cost")
+    cells = [row.cells[place] for row in drawn.rows]
+    names = [
+        "none" if one.rivals[0].rival == one.measured.settings[0] else one.rivals[0].rival.system
+        for one in judged.systems
+    ]
+    assert [cell.split(": ")[0] for cell in cells] == ["", names[0], "", names[1], "", names[2]]
+    rows = json.loads(write_table([judged], tmp_path)[1].read_text())["rows"]
+    assert rows[0]["against_no_more_cost"] is None
+    assert rows[1]["against_no_more_cost"]["rival"] == judged.systems[0].rivals[0].rival.label
 
 
 def test_the_files_hold_every_row(table, judged, tmp_path):
