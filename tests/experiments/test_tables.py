@@ -119,7 +119,11 @@ def test_the_page_begins_with_how_many_rows_gained_and_lost(judged):
     )
     assert "4 corrected rows against the same system without correction: 2 better, 1 worse, 1 that cannot" in lead
     assert "with 12 images" in lead
-    assert "that costs no more: 2 better, 0 worse, 0 that cannot be told apart." in lead
+    # The other one's rival, full precision, is its own system.
+    assert "For 1 of them another uncorrected row of this page" in lead
+    assert "against it: 1 better, 0 worse, 0 that cannot be told apart." in lead
+    own = tuple(replace(one, rivals=one.verdicts) for one in judged.systems)
+    assert "another uncorrected row" not in lead_sentence(replace(judged, systems=own))
 
 
 def test_corrected_rows_stand_beside_the_best_plain_row_on_the_same_weights_of_no_more_cost(table, tmp_path):

@@ -159,12 +159,19 @@ def table_json(parts: Sequence[JudgedTable]) -> dict[str, Any]:
 def lead_sentence(judged: JudgedTable) -> str:
     """How many corrected rows are better and how many are worse than without, and than what costs no more."""
     verdicts = [verdict for one in judged.systems for verdict in one.verdicts]
-    rivals = [verdict for one in judged.systems for verdict in one.rivals]
+    others = [verdict for one in judged.systems for verdict in one.rivals if verdict.rival.system != _system(one)]
+    against = (
+        f" For {len(others)} of them another uncorrected row of this page, on the same weights, is the best that costs "
+        f"no more; against it: {_counted(others)}."
+    )
     return (
         f"{len(verdicts)} corrected rows against the same system without correction: {_counted(verdicts)} with "
-        f"{judged.table.images} images (KD-cifar, paired 95 % intervals). Against the best uncorrected row of this "
-        f"page on the same weights that costs no more: {_counted(rivals)}."
+        f"{judged.table.images} images (KD-cifar, paired 95 % intervals).{against if others else ''}"
     )
+
+
+def _system(one: JudgedSystem) -> str:
+    return one.measured.settings[0].system
 
 
 def _counted(verdicts: Sequence[Verdict]) -> str:
