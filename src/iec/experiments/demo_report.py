@@ -12,7 +12,7 @@ from iec.evaluation.bootstrap import Estimate
 from iec.experiments.demo import DemoResult
 from iec.experiments.rows import Judged, Verdict
 from iec.experiments.settings import Setting, Technique, describe, quantizes
-from iec.experiments.spread import difference_spread, kernel_spread, spread
+from iec.experiments.spread import difference_spread, kernel_spread, psnr_spread, spread
 from iec.reports.grid import picture_grid, png_bytes, save_png
 from iec.reports.html import PictureSection, PlotSection, Report, TableSection, TextSection, write_html
 from iec.reports.plot import Point, quality_cost_plot
@@ -175,7 +175,7 @@ def _row(result: DemoResult, setting: Setting, group: str) -> Row:
         f"{sampled.seconds:.1f}",
         kernel_spread(row.figures.kernel),
         spread(row.figures.frechet, 1, 2),
-        "reference" if row.figures.psnr is None else spread(row.figures.psnr, 1, 1),
+        psnr_spread(row.figures.psnr),
     )
     return Row(cells, "reference" if setting == result.plan.bases[0] else "", group)
 

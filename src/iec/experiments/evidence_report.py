@@ -14,7 +14,7 @@ from iec.evaluation.bootstrap import Estimate
 from iec.experiments.evidence import REFRESH_ONLY, EvidenceConfig, Part, Row
 from iec.experiments.rows import Judge, PairableFigures, Verdict, compare
 from iec.experiments.settings import Setting, Technique, describe_correction
-from iec.experiments.spread import difference_spread, kernel_spread, spread
+from iec.experiments.spread import difference_spread, kernel_spread, psnr_spread, spread
 from iec.method.config import IECConfig
 from iec.reports.grid import picture_grid, save_png
 from iec.reports.plot import Point, quality_cost_plot
@@ -130,7 +130,7 @@ def evidence_table(section: Section) -> Table:
             "none" if correction is None else describe_correction(correction),
             kernel_spread(row.figures.kernel) + _seed_range(row.per_seed),
             spread(row.figures.frechet, 1, 2),
-            "reference" if row.figures.psnr is None else spread(row.figures.psnr, 1, 1),
+            psnr_spread(row.figures.psnr),
             str(record["full_evaluations"]),
             str(record["cached_evaluations"]),
             f"{_cost(row) / full_cost:.2f}",

@@ -220,7 +220,11 @@ class Judge:
 
     def kernel_distance(self, images: torch.Tensor) -> float:
         """The kernel distance of images uint8 [n, 3, H, W]."""
-        return kernel_distance(self._terms(self._features(images))).item()
+        return kernel_distance(self.terms(images)).item()
+
+    def terms(self, images: torch.Tensor) -> KernelTerms:
+        """What pairs images uint8 [n, 3, H, W] with others in a difference of kernel distances."""
+        return self._terms(self._features(images))
 
     def judge(self, images: torch.Tensor) -> PairableFigures:
         """The figures of images uint8 [n, 3, H, W], each with its 95 % bootstrap interval."""

@@ -1,6 +1,7 @@
 """How reports write a figure with its interval, and a change in per cent."""
 
 from iec.evaluation.bootstrap import Estimate
+from iec.experiments.rows import Verdict
 
 
 def spread(estimate: Estimate, scale: float, digits: int) -> str:
@@ -19,6 +20,11 @@ def kernel_spread(distance: Estimate) -> str:
     return spread(distance, 1000, 1)
 
 
+def psnr_spread(psnr: Estimate | None) -> str:
+    """The PSNR to full precision in dB; None is full precision itself."""
+    return "reference" if psnr is None else spread(psnr, 1, 1)
+
+
 def difference_spread(difference: Estimate) -> str:
     """A paired difference of kernel distances, times 1000; finer than the distances, as its interval is narrower.
 
@@ -26,6 +32,11 @@ def difference_spread(difference: Estimate) -> str:
     """
     value, low, high = (1000 * part for part in (difference.value, difference.low, difference.high))
     return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def verdict_spread(verdict: Verdict) -> str:
+    """The difference that decides, and what it decides: `-0.41 [-0.64, -0.19] wins`."""
+    return f"{difference_spread(verdict.difference)} {verdict.outcome}"
 
 
 def signed_percent(percent: float, digits: int = 0) -> str:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from iec.evaluation.bootstrap import Estimate
+from iec.evaluation.bootstrap import Estimate, bootstrap_kernel_difference
 from iec.evaluation.metrics.inception_score import inception_score
 from iec.experiments.plans import needs_plan
 from iec.experiments.results import StoredRow
 from iec.experiments.rows import Figures, Judge, Verdict, compare
 from iec.experiments.settings import Setting, at_interval, describe_correction, quantizes
-from iec.experiments.spread import difference_spread, kernel_spread, signed_percent, spread
+from iec.experiments.spread import kernel_spread, psnr_spread, signed_percent, spread, verdict_spread
 from iec.experiments.tables import OVERHEAD, ExperimentTable, MeasuredSystem
 from iec.models.features import load_feature_network, load_reference
 from iec.reports.grid import picture_grid, save_png
@@ -43,6 +43,11 @@ class JudgedSystem:
     verdicts: tuple[Verdict, ...]
     scores: tuple[Estimate, ...] = ()
     rivals: tuple[Verdict, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """How a report names it."""
+        return self.measured.settings[0].system
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,9 @@ def _equal_cost(one: JudgedSystem, judged: Sequence[JudgedSystem], judge: Judge)
         best = min(paid, key=lambda rival: rival.figures[0].kernel.value)
         if best is one:
             yield verdict
-        else:  # judged again, since the terms of all rows would take 8 n^2 bytes each
-            ours, theirs = judge.judge(corrected.images), judge.judge(best.measured.rows[0].images)
-            yield compare(ours, theirs, best.measured.settings[0])
+        else:  # computed again, since the terms of all rows would take 8 n^2 bytes each
+            terms = judge.terms(corrected.images), judge.terms(best.measured.rows[0].images)
+            yield Verdict(best.measured.settings[0], bootstrap_kernel_difference(*terms))
 
 
 def _cost(row: StoredRow) -> float:
@@ -159,7 +164,7 @@ def table_json(parts: Sequence[JudgedTable]) -> dict[str, Any]:
 def lead_sentence(judged: JudgedTable) -> str:
     """How many corrected rows are better and how many are worse than without, and than what costs no more."""
     verdicts = [verdict for one in judged.systems for verdict in one.verdicts]
-    others = [verdict for one in judged.systems for verdict in one.rivals if verdict.rival.system != _system(one)]
+    others = [verdict for one in judged.systems for verdict in one.rivals if verdict.rival.system != one.name]
     against = (
         f" For {len(others)} of them another uncorrected row of this page, on the same weights, is the best that costs "
         f"no more; against it: {_counted(others)}."
@@ -168,10 +173,6 @@ def lead_sentence(judged: JudgedTable) -> str:
         f"{len(verdicts)} corrected rows against the same system without correction: {_counted(verdicts)} with "
         f"{judged.table.images} images (KD-cifar, paired 95 % intervals).{against if others else ''}"
     )
-
-
-def _system(one: JudgedSystem) -> str:
-    return one.measured.settings[0].system
 
 
 def _counted(verdicts: Sequence[Verdict]) -> str:
@@ -274,9 +275,9 @@ def _rows(one: JudgedSystem, names: Sequence[str], scored: bool, absent: Sequenc
             *("paper scale only" for _ in absent),
             *published,
             kernel_spread(figures.kernel),
-            _outcome(one.verdicts[i - 1]) if i else "",
+            verdict_spread(one.verdicts[i - 1]) if i else "",
             _rival(one.rivals[i - 1], setting) if i else "",
-            "reference" if figures.psnr is None else spread(figures.psnr, 1, 1),
+            psnr_spread(figures.psnr),
             f"{record['full_evaluations']} + {record['cached_evaluations']}",
             f"{record['cost']:.1f}",
             *(signed_percent(percent) if i else "" for percent in one.measured.overheads[i : i + 1]),
@@ -285,13 +286,9 @@ def _rows(one: JudgedSystem, names: Sequence[str], scored: bool, absent: Sequenc
     return rows
 
 
-def _outcome(verdict: Verdict) -> str:
-    return f"{difference_spread(verdict.difference)} {verdict.outcome}"
-
-
 def _rival(verdict: Verdict, corrected: Setting) -> str:
     name = "none" if verdict.rival.system == corrected.system else verdict.rival.system
-    return f"{name}: {_outcome(verdict)}"
+    return f"{name}: {verdict_spread(verdict)}"
 
 
 def _published(values: Sequence[float], index: int) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from iec.experiments.compare.rivals import ROLES, Role
 from iec.experiments.compare.running import ComparedRow, Comparison, Contest, same_network
 from iec.experiments.rows import Verdict
 from iec.experiments.settings import describe_correction, quantizes
-from iec.experiments.spread import difference_spread, kernel_spread, spread
+from iec.experiments.spread import difference_spread, kernel_spread, psnr_spread, spread
 from iec.reports.plot import Point, pareto_front
 from iec.reports.table import Column, Row, RowStyle, Table
 
@@ -115,7 +115,7 @@ def _cells(row: ComparedRow, on_front: bool) -> tuple[str, ...]:
         kernel_spread(row.kernel),
         "yes" if on_front else "",
         spread(row.frechet, 1, 2),
-        "reference" if row.psnr is None else spread(row.psnr, 1, 1),
+        psnr_spread(row.psnr),
         str(record["full_evaluations"]),
         str(record["cached_evaluations"]),
         f"{record['seconds']:.1f}",

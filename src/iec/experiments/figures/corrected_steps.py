@@ -7,7 +7,7 @@ from iec.experiments.figures.config import FigureConfig
 from iec.experiments.figures.drawing import Drawing
 from iec.experiments.measuring import Measurements
 from iec.experiments.settings import Setting, describe_correction
-from iec.experiments.spread import difference_spread, kernel_spread, signed_percent
+from iec.experiments.spread import kernel_spread, signed_percent, verdict_spread
 from iec.experiments.tables import OVERHEAD, MeasuredSystem, full_precision, measure_table
 from iec.experiments.tables_report import JudgedSystem, judge_table
 from iec.reports.lines import Line, Panel, line_plot
@@ -28,7 +28,7 @@ def draw_steps(figure: FigureConfig, measurements: Measurements) -> Drawing:
     table = figure.table
     reference = full_precision(table, measurements)
     judged = judge_table(measure_table(table, measurements), reference.images)
-    panels = [Panel(_name(one), _FRACTION, "KD-cifar x1000 (lower is better)", [_quality(one)]) for one in judged]
+    panels = [Panel(one.name, _FRACTION, "KD-cifar x1000 (lower is better)", [_quality(one)]) for one in judged]
     overheads = [line for place, one in enumerate(judged) for line in _overheads(one, place)]
     panels += [Panel("Overhead", _FRACTION, f"{table.timed}, %", overheads)] if overheads else []
     return Drawing(
@@ -65,8 +65,8 @@ def _overheads(one: JudgedSystem, colour: int) -> list[Line]:
     if published is None:
         return []
     return [
-        _plain(_name(one), x, one.measured.overheads, colour),
-        _plain(f"{_name(one)}, published", x, published, colour, dashed=True),
+        _plain(one.name, x, one.measured.overheads, colour),
+        _plain(f"{one.name}, published", x, published, colour, dashed=True),
     ]
 
 
@@ -87,7 +87,7 @@ def _sentence(one: JudgedSystem) -> str:
         for outcome, word in (("wins", "lowers"), ("loses", "raises"), ("not separable", "does not separably change"))
     }
     parts = [f"{word} KD-cifar at {', '.join(places)} of the full steps" for word, places in found.items() if places]
-    return f"{_name(one)}: correction {'; it '.join(parts)}."
+    return f"{one.name}: correction {'; it '.join(parts)}."
 
 
 def _table(judged: Sequence[JudgedSystem], timed: str) -> Table:
@@ -104,7 +104,7 @@ def _table(judged: Sequence[JudgedSystem], timed: str) -> Table:
         published = one.measured.system.published.get(_PUBLISHED, ())
         overhead = one.measured.overheads
         for i, percent in enumerate(corrected_percent(one.measured)):
-            against = f"{difference_spread(one.verdicts[i - 1].difference)} {one.verdicts[i - 1].outcome}" if i else ""
+            against = verdict_spread(one.verdicts[i - 1]) if i else ""
             correction = one.measured.settings[i].correction
             cells = (
                 "none" if correction is None else describe_correction(correction),
@@ -114,20 +114,16 @@ def _table(judged: Sequence[JudgedSystem], timed: str) -> Table:
                 signed_percent(overhead[i]) if overhead else "",
                 f"{published[i]:+g}" if i < len(published) else "",
             )
-            rows.append(Row(cells, "", _name(one)))
+            rows.append(Row(cells, "", one.name))
     return Table("", columns, tuple(rows))
 
 
 def _numbers(one: JudgedSystem) -> dict[str, object]:
     return {
-        "system": _name(one),
+        "system": one.name,
         "corrected_percent": corrected_percent(one.measured),
         "overhead_percent": one.measured.overheads,
         "published_overhead_percent": list(one.measured.system.published.get(_PUBLISHED, ())),
         "kd_cifar": [asdict(figures.kernel) for figures in one.figures],
         "against_none": [asdict(verdict.difference) for verdict in one.verdicts],
     }
-
-
-def _name(one: JudgedSystem) -> str:
-    return one.measured.settings[0].system
