@@ -7,28 +7,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from iec.method import IECConfig, NonFiniteError, Summary, image_generator, initial_noise, sample
-    from iec.pipelines import IECUnsupportedError, disable, enable, enabled, summary
+    from iec.fitting import calibrate_correction
+    from iec.method import AdamsConfig, IECConfig, NonFiniteError, Summary, image_generator, initial_noise, sample
+    from iec.pipelines import CorrectionPlan, IECUnsupportedError, disable, enable, enabled, summary
 
 _HOME = {
+    "AdamsConfig": "iec.method",
     "IECConfig": "iec.method",
     "NonFiniteError": "iec.method",
     "Summary": "iec.method",
     "image_generator": "iec.method",
     "initial_noise": "iec.method",
     "sample": "iec.method",
+    "CorrectionPlan": "iec.pipelines",
     "IECUnsupportedError": "iec.pipelines",
     "disable": "iec.pipelines",
     "enable": "iec.pipelines",
     "enabled": "iec.pipelines",
     "summary": "iec.pipelines",
+    "calibrate_correction": "iec.fitting",
 }
 
 __all__ = [
+    "AdamsConfig",
+    "CorrectionPlan",
     "IECConfig",
     "IECUnsupportedError",
     "NonFiniteError",
     "Summary",
+    "calibrate_correction",
     "disable",
     "enable",
     "enabled",

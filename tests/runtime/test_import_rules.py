@@ -21,7 +21,8 @@ BELOW = {
 FLOOR = {"evaluation", "training", "reports"}
 for room in FLOOR:
     BELOW[room] = {"pipelines", "efficient", "models", "runtime", "method", "storage"}
-BELOW["analysis"] = BELOW["evaluation"] | FLOOR
+BELOW["fitting"] = {"pipelines", "efficient", "models", "runtime", "method", "storage"}
+BELOW["analysis"] = BELOW["evaluation"] | FLOOR | {"fitting"}
 BELOW["tuning"] = BELOW["analysis"] | {"analysis"}
 BELOW["experiments"] = BELOW["tuning"] | {"tuning"}
 BELOW["cli"] = BELOW["experiments"] | {"experiments"}

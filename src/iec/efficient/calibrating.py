@@ -16,9 +16,9 @@ from iec.efficient.checkpoint import Checkpoint
 from iec.efficient.identity import identity_of
 from iec.efficient.quantization.calibration import calibrate_quantization
 from iec.efficient.quantization.config import QuantizationConfig
-from iec.efficient.sampler import Sampler
 from iec.efficient.trajectories import Trajectories
 from iec.runtime import network_of, require_pipeline
+from iec.runtime.sampler import Sampler
 
 
 def calibrate(

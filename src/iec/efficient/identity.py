@@ -24,24 +24,28 @@ def identity_of(
     scheduler = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
     return {
         "version of iec": __version__,
-        "config": _described({"kind": type(config).__name__, **asdict(config)}),
+        "config": described({"kind": type(config).__name__, **asdict(config)}),
         "model": fingerprint(network_of(pipe)),
-        "scheduler": _described({"kind": type(pipe.scheduler).__name__, **scheduler}),
+        "scheduler": described({"kind": type(pipe.scheduler).__name__, **scheduler}),
         "number of steps": trajectories.num_steps,
         "number of samples": trajectories.samples,
         "batch size": trajectories.batch_size,
         "seed": trajectories.seed,
-        "set of inputs": _described(inputs),
+        "set of inputs": described(inputs),
     }
 
 
-def _described(value: Any) -> Any:
+def described(value: Any) -> Any:
+    """Inputs and settings as JSON values, tensors and images by their fingerprints.
+
+    Raises TypeError for what cannot be told apart.
+    """
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     if isinstance(value, Mapping):
-        return {str(name): _described(own) for name, own in value.items()}
+        return {str(name): described(own) for name, own in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_described(own) for own in value]
+        return [described(own) for own in value]
     if isinstance(value, torch.Tensor):
         return tensors_fingerprint({"": value})
     if hasattr(value, "__array_interface__"):  # arrays, and images of PIL

@@ -37,7 +37,7 @@ class Trajectories:
                 raise ValueError(f"{name} must be at least 1, but is {value}.")
         image_generator(CALIBRATION_OFFSET + seed, samples - 1)  # refuses a seed outside its range
         self.num_steps, self.samples, self.batch_size, self.seed = num_steps, samples, batch_size, seed
-        self._calls = _Calls(pipe, num_steps, dict(inputs or {}))
+        self._calls = TrajectoryCalls(pipe, num_steps, dict(inputs or {}))
 
     def run(self, on_progress: Callable[[int, int], None] = lambda done, total: None, start: int = 0) -> None:
         """Run them all, batch by batch, each run with a clock; `on_progress(done, total)` after every batch.
@@ -55,7 +55,7 @@ class Trajectories:
             detach(pipe, _NAME)
 
 
-class _Calls:
+class TrajectoryCalls:
     """The calls of one pipeline."""
 
     def __init__(self, pipe: DiffusionPipeline, num_steps: int, inputs: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ import torch
 from diffusers import DiffusionPipeline
 
 from iec.efficient import DeepCacheConfig, apply
-from iec.efficient.sampler import Sampler
 from iec.evaluation.cost import evaluation_cost
 from iec.evaluation.generate import Batch, generate
 from iec.evaluation.image_folder import ImageFolder
@@ -19,6 +18,7 @@ from iec.evaluation.processes import ALONE, Share
 from iec.method.config import IECConfig
 from iec.method.steps import select_steps
 from iec.runtime import network_of
+from iec.runtime.sampler import Sampler
 from iec.storage.fingerprint import fingerprint, folder_digest
 
 

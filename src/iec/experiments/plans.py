@@ -22,13 +22,13 @@ from iec.efficient import (
     remove,
 )
 from iec.efficient.applying import Technique as Applicable
-from iec.efficient.plan_files import require_model
 from iec.efficient.quantization.layers import Storage
-from iec.efficient.sampler import Sampler
 from iec.evaluation.per_image import listed, recorded
 from iec.experiments.settings import Setting, Technique, quantizes
 from iec.runtime import network_of
+from iec.runtime.sampler import Sampler
 from iec.storage.fingerprint import fingerprint, folder_digest
+from iec.storage.plan_files import require_model
 
 CalibratedPlan = QuantizationPlan | CacheQuantPlan | DeepCachePlan
 #: Told which setting is being calibrated, how much of it is done, and how much there is.

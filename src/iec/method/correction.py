@@ -39,12 +39,14 @@ def correct(
     config: IECConfig,
     output: torch.Tensor | None = None,
     settle: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
+    relax: Callable[[torch.Tensor, torch.Tensor], float] | None = None,
 ) -> Correction:
     """Correct x_{t-1}^(0) = `x_prev` [B, ...] by K relaxed fixed-point iterations.
 
     predict: x -> eps(x, t), the denoiser at the step's own timestep.
     update: eps -> A_t x_t + B_t eps (+ sigma_t z), the step map from the fixed x_t with the step's own noise.
     output: e_0 with `x_prev = update(e_0)`; given, e_hat <- e_hat + lambda (eps - e_hat) is carried beside the state.
+    relax: gives lambda from x^(k) and its residual, in the place of the settings': of a plan, or while it is fitted.
     settle: called after each pass with the samples whose update was kept, and those that fell back (both bool [B]).
 
     Each sample stands alone: it is frozen once its own update falls below the tolerance, and falls back to x^(0)
@@ -61,7 +63,10 @@ def correct(
         if k > 0 and not active.any():
             break
         eps = predict(x)
-        delta = update(eps).sub(x).mul_(relaxation)
+        residual = update(eps).sub(x)
+        if relax is not None:
+            relaxation = relax(x, residual)
+        delta = residual.mul_(relaxation)
         size = _size(delta, x, config)
         moved = _nonzero(delta)  # an update of zero keeps every bit, -0.0 included
         corrected = delta.add_(x)
@@ -72,7 +77,7 @@ def correct(
             e = choose(moved, torch.lerp(e, eps.to(e.dtype), relaxation), e)
         del eps
         x = choose(moved, corrected, x)
-        del delta, corrected
+        del residual, delta, corrected
         if k > 0 and failed.any():  # x is no longer x^(0), to which a failed sample falls back
             x = choose(failed, x_prev if output is None else update(output), x)
             e = None if e is None or output is None else choose(failed, output, e)

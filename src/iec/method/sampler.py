@@ -14,10 +14,13 @@ from iec.method.config import IECConfig
 from iec.method.correction import Predict, correct
 from iec.method.ddim import Coefficients, Spacing, alpha_pairs, alphas_cumprod_linear, coefficients, spaced_timesteps
 from iec.method.errors import require_finite
+from iec.method.output_corrector import OutputCorrector
 from iec.method.steps import select_steps
 from iec.method.summary import StepRecord, Summary
 
 Denoiser = Callable[[torch.Tensor, torch.Tensor], Any]
+
+_PAPER = IECConfig()
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ def sample(
     alphas_cumprod: torch.Tensor | None = ...,
     generators: Sequence[torch.Generator] | None = ...,
     config: IECConfig | None = ...,
+    correction: OutputCorrector | None = ...,
     *,
     drop_duplicates: bool = ...,
     return_summary: Literal[False] = ...,
@@ -56,6 +60,7 @@ def sample(
     alphas_cumprod: torch.Tensor | None = ...,
     generators: Sequence[torch.Generator] | None = ...,
     config: IECConfig | None = ...,
+    correction: OutputCorrector | None = ...,
     *,
     drop_duplicates: bool = ...,
     return_summary: Literal[True],
@@ -72,7 +77,8 @@ def sample(
     eta: float = 0.0,
     alphas_cumprod: torch.Tensor | None = None,
     generators: Sequence[torch.Generator] | None = None,
-    config: IECConfig | None = IECConfig(),  # noqa: B008 (frozen)
+    config: IECConfig | None = _PAPER,
+    correction: OutputCorrector | None = None,
     *,
     drop_duplicates: bool = False,
     return_summary: bool = False,
@@ -85,7 +91,9 @@ def sample(
     eta: 0 is deterministic; above 0, `generators` holds one generator per sample, and every pass of a step uses the
         same noise.
     alphas_cumprod: alpha-bar [1000]; by default of 1000 linear betas from 1e-4 to 2e-2.
-    config: the correction; None for none.
+    config: IEC, the paper's correction; None for none.
+    correction: an `AdamsConfig` or a plan, which changes the outputs before each step and evaluates nothing; with it,
+        IEC is off unless `config` is given too.
 
     The state is float32 or better, the denoiser is called in its own dtype (x_T's for a plain function), and x_0
     comes back in the dtype of x_T. Raises ValueError or TypeError for bad settings before the first evaluation, and
@@ -99,6 +107,9 @@ def sample(
         raise ValueError("x_T holds no sample: its batch axis is empty.")
     if config is not None and not isinstance(config, IECConfig):
         raise TypeError(f"config must be an IECConfig or None, but is a {type(config).__name__}.")
+    if correction is not None:
+        _require_correctable(correction, sampler, eta)
+        config = None if config is _PAPER else config
     if isinstance(generators, torch.Generator):
         raise TypeError("generators must be a list with one generator per sample, but is a single generator.")
     config = IECConfig(num_iterations=0) if config is None else config
@@ -108,6 +119,7 @@ def sample(
     network_dtype = _network_dtype(denoiser, x_T)
     x = x_T.to(torch.promote_types(x_T.dtype, torch.float32))
     history = _History(sampler)
+    corrector = None if correction is None else correction.begin([float(step.timestep) for step in steps])
     summary = Summary(len(steps), len(x))
     clock = Clock(len(steps))
     caches = [RunCache(clock)]
@@ -124,6 +136,8 @@ def sample(
             record.count(full)
             update = history.step_map(i, x, step.coefficients, next(noise))
             assert eps is not None
+            if corrector is not None:
+                eps = record.add_change(corrector.before_step(float(step.timestep), eps, full), eps)
             x_prev = update(eps)
             require_finite(x_prev, i, step.timestep)
             if record.selected and (full or config.cached_steps):
@@ -148,6 +162,15 @@ def sample(
         x = x.to(x_T.dtype)
         require_finite(x, len(steps) - 1, steps[-1].timestep)
     return (x, summary) if return_summary else x
+
+
+def _require_correctable(correction: OutputCorrector, sampler: str, eta: float) -> None:
+    if not isinstance(correction, OutputCorrector):
+        raise TypeError(f"correction must be an AdamsConfig or a plan, but is a {type(correction).__name__}.")
+    if sampler != "ddim":
+        raise ValueError("PLMS extrapolates its outputs already: correct them with sampler='ddim'.")
+    if eta:
+        raise ValueError("Outputs are corrected towards a deterministic trajectory: eta must be 0.")
 
 
 def _steps(

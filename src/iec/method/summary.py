@@ -6,10 +6,15 @@ from typing import Any
 
 import torch
 
+from iec.method.output_corrector import OutputChange, Rule
+
 
 @dataclass
 class StepRecord:
-    """One step. Evaluations are guided model outputs per image; residuals are per pass and sample."""
+    """One step. Evaluations are guided model outputs per image; residuals are per pass and sample.
+
+    rule, change: what corrected the output before the step, and how large that was beside the output, per sample [B].
+    """
 
     step: int
     timestep: float | int | None
@@ -20,6 +25,17 @@ class StepRecord:
     seconds: float = 0.0
     residuals: tuple[torch.Tensor, ...] = ()
     fell_back: torch.Tensor | None = None
+    rule: Rule = "none"
+    change: torch.Tensor | None = None
+
+    def add_change(self, change: OutputChange, output: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        """`output` [B, ...] with the change (in the units of the output, times `scale`), which is noted."""
+        self.rule = change.rule
+        if change.term is None:
+            return output
+        term = change.term if scale == 1.0 else scale * change.term
+        self.change = _norms(term) / _norms(output).clamp_min(1e-12)
+        return output + term
 
     def count(self, full: bool) -> None:
         """Note one evaluation."""
@@ -48,7 +64,14 @@ class StepRecord:
             "seconds": round(self.seconds, 6),
             "residuals": residuals,
             "fell_back": self.samples_fell_back,
+            "rule": self.rule,
+            "change": None if self.change is None else self.change.tolist(),
         }
+
+
+def _norms(x: torch.Tensor) -> torch.Tensor:
+    norms: torch.Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return norms
 
 
 @dataclass
@@ -116,20 +139,33 @@ class Summary:
             "steps": [record.to_dict() for record in self.steps],
         }
 
+    def by_rule(self, rule: Rule) -> list[int]:
+        """The steps whose output that rule corrected before the step."""
+        return [record.step for record in self.steps if record.rule == rule]
+
     def __str__(self) -> str:
+        outputs = ", ".join(f"{len(steps)} by {rule}" for rule in _RULES if (steps := self.by_rule(rule)))
+        corrected = f"{len(self.corrected)} of {len(self.selected)} selected steps corrected"
         title = (
             f"{self.num_steps} steps, {self.num_images} images: {self.full_evaluations} full and "
             f"{self.cached_evaluations} cached evaluations per image, {self.seconds:.2f} s; "
-            f"{len(self.corrected)} of {len(self.selected)} selected steps corrected"
+            f"{f'outputs of {outputs} corrected' if outputs else corrected}"
         )
-        header = f"{'step':>4}  {'timestep':>8}  {'corrected':<10}  {'full':>4}  {'cached':>6}  {'ms':>8}  residuals"
+        last = "added to the output" if outputs else "residuals"
+        header = f"{'step':>4}  {'timestep':>8}  {'corrected':<10}  {'full':>4}  {'cached':>6}  {'ms':>8}  {last}"
         return "\n".join([title, header, *map(_row, self.steps), *(f"! {line}" for line in self.all_warnings)])
+
+
+_RULES: tuple[Rule, ...] = ("plan", "adams")
 
 
 def _row(record: StepRecord) -> str:
     state = "yes" if record.corrected else "cached" if record.selected else "no"
+    if record.rule != "none":
+        state = record.rule if not record.corrected else f"{record.rule}, IEC"
     timestep = "" if record.timestep is None else f"{record.timestep:g}"
-    means = "  ".join(f"{torch.nanmean(sizes).item():.2e}" for sizes in record.residuals)
+    sizes = (() if record.change is None else (record.change,)) + record.residuals
+    means = "  ".join(f"{torch.nanmean(of_samples).item():.2e}" for of_samples in sizes)
     line = (
         f"{record.step:>4}  {timestep:>8}  {state:<10}  {record.full:>4}  {record.cached:>6}  "
         f"{record.seconds * 1e3:>8.2f}  {means}"

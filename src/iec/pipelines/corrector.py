@@ -1,7 +1,7 @@
 """Correction as a participant of a pipeline's runs: what happens around each `scheduler.step` call."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -13,23 +13,33 @@ from iec.method.correction import choose, correct
 from iec.method.errors import require_finite
 from iec.method.steps import select_steps
 from iec.method.summary import StepRecord, Summary
-from iec.pipelines.caches import CacheAdapter, Call, caches_of
+from iec.pipelines.caches import CacheAdapter, bound_to, caches_of
+from iec.pipelines.correction_plan import CorrectionPlan
 from iec.pipelines.errors import IECUnsupportedError
 from iec.pipelines.guided_output import GuidedOutput
 from iec.pipelines.guiders import GuiderHooks, has_guider
 from iec.pipelines.recording import Event, Recorder
 from iec.pipelines.resolution import is_rounded_away
-from iec.pipelines.step_map import StepMap, previous_sample, with_previous_sample
+from iec.pipelines.step_map import StepMap, previous_sample, timestep_number, with_previous_sample
 from iec.runtime import Part, Participant, Run, timestep_of
-from iec.runtime.hooks import Handler
 
 
 class Corrector(Participant):
-    """Corrects the runs of one pipeline; `latest` is the summary of its latest run."""
+    """Corrects the runs of one pipeline; `latest` is the summary of its latest run.
 
-    def __init__(self, config: IECConfig) -> None:
-        self.config = config
+    plan: where the lambda of each step was fitted.
+    """
+
+    def __init__(self, config: IECConfig, plan: CorrectionPlan | None = None) -> None:
+        self.config, self.plan = config, plan
         self.latest: Summary | None = None
+
+    def relax(self, step: int) -> Callable[[torch.Tensor, torch.Tensor], float] | None:
+        """What gives lambda at a step from x^(k) and its residual; None: the settings do."""
+        if self.plan is None or self.plan.relaxations is None:
+            return None
+        relaxation = self.plan.relaxations[step]
+        return lambda state, residual: relaxation
 
     def join(self, run: Run) -> "CorrectedRun":
         return CorrectedRun(self, run)
@@ -49,6 +59,8 @@ class CorrectedRun(Part):
         self._begun = False
 
     def __enter__(self) -> "CorrectedRun":
+        if self.corrector.plan is not None:
+            self.corrector.plan.require_technique(self.run.pipe)
         components = self.run.pipe.components.values()
         networks = {id(c): c for c in components if isinstance(c, torch.nn.Module)}
         guided = has_guider(components)
@@ -60,7 +72,7 @@ class CorrectedRun(Part):
                 surroundings: list[CacheAdapter | GuiderHooks] = list(caches)
                 if guided:
                     surroundings.append(GuiderHooks(network))
-                stack.enter_context(self.run.intercept(network, _bound(self.recorder.evaluate, surroundings)))
+                stack.enter_context(self.run.intercept(network, bound_to(surroundings, self.recorder.evaluate)))
             self._stack = stack.pop_all()
         return self
 
@@ -87,6 +99,10 @@ class CorrectedRun(Part):
                 "correct only the other steps."
             )
 
+    def timesteps_set(self) -> None:
+        if self.corrector.plan is not None:
+            self.corrector.plan.require_timesteps(self.run.scheduler)
+
     def steps_known(self) -> None:
         clock = self.run.clock
         self.selected = select_steps(self.config.steps, clock.num_steps) if self.config.num_iterations else frozenset()
@@ -99,7 +115,7 @@ class CorrectedRun(Part):
     def step(self, commit: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         i = self.run.clock.step
         events = self.recorder.stop()
-        record = StepRecord(i, _number(timestep_of(self.run.scheduler, args, kwargs)), i in self.selected)
+        record = StepRecord(i, timestep_number(timestep_of(self.run.scheduler, args, kwargs)), i in self.selected)
         full = was_full(self.caches)
         record.count(full)
         if record.selected and (full or self.config.cached_steps):
@@ -139,6 +155,7 @@ class CorrectedRun(Part):
             self.config,
             output,
             self.step_caches.settle,
+            self.corrector.relax(record.step),
         )
         record.corrected, record.residuals, record.fell_back = True, result.residuals, result.fell_back
         assert result.output is not None
@@ -147,22 +164,3 @@ class CorrectedRun(Part):
         if is_rounded_away(result, previous.dtype, self.config):
             self.rounded_away.append(record.step)
         return with_previous_sample(stepped, choose(result.changed, result.state.to(previous.dtype), previous))
-
-
-def _bound(handler: Handler, surroundings: Sequence[CacheAdapter | GuiderHooks]) -> Handler:
-    """`handler` for a network whose calls are bound to what surrounds them: the contexts of caches, guiders' hooks."""
-    if not surroundings:
-        return handler
-
-    def handle(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        for surrounding in surroundings:
-            call = surrounding.bound(call)
-        return handler(call, args, kwargs)
-
-    return handle
-
-
-def _number(timestep: Any) -> float | int | None:
-    if isinstance(timestep, torch.Tensor):
-        return timestep.flatten()[0].item() if timestep.numel() else None
-    return timestep if isinstance(timestep, (int, float)) else None

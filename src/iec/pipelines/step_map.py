@@ -14,7 +14,7 @@ from iec.pipelines.scheduler_state import SchedulerState
 class StepMap:
     """The step map of one call `step(*args, **kwargs)` of `scheduler`.
 
-    output: the model output e_0 that the pipeline stepped with. sample: x_t.
+    output: the model output e_0 that the pipeline stepped with. sample: x_t. timestep: as given; None where it is not.
     Dry steps compute in float32 or better and leave the scheduler and every random generator as they were.
     """
 
@@ -31,6 +31,7 @@ class StepMap:
             )
         self.output: torch.Tensor = arguments["model_output"]
         self.sample: torch.Tensor = arguments["sample"]
+        self.timestep: Any = arguments.get("timestep")
         if not self.sample.is_floating_point():
             raise IECUnsupportedError(
                 f"{type(scheduler).__name__} steps discrete states, which cannot be moved a part of the way: disable "
@@ -74,3 +75,10 @@ def with_previous_sample(stepped: Any, previous: torch.Tensor) -> Any:
         return (previous, *stepped[1:])
     stepped.prev_sample = previous
     return stepped
+
+
+def timestep_number(timestep: Any) -> float | int | None:
+    """A timestep as a number; of several, the first; None where there is none."""
+    if isinstance(timestep, torch.Tensor):
+        return timestep.flatten()[0].item() if timestep.numel() else None
+    return timestep if isinstance(timestep, (int, float)) else None

@@ -34,9 +34,12 @@ class Hook:
         return handler(self.original, args, kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A deep copy of the owner gets its own plain method: a copied hook would step the original."""
+        """A deep copy of the owner gets its own plain method: a copied hook would step the original.
+
+        A copy of the owner's attributes alone, which a panorama puts back later, keeps the hook.
+        """
         copied = memo.get(id(self.owner))
-        return self.original if copied is None else getattr(type(copied), self.name).__get__(copied)
+        return self if copied is None else getattr(type(copied), self.name).__get__(copied)
 
 
 def install(owner: Any, name: str, find: Callable[[Any], Handler | None]) -> Hook:

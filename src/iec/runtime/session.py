@@ -8,9 +8,10 @@ import functools
 import inspect
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from iec.method.clock import Clock
 from iec.runtime.hooks import Handler, install, uninstall
 from iec.runtime.subclassing import subclass
 
+_NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 _current_run: ContextVar["Run | None"] = ContextVar("iec_run", default=None)
 
 
@@ -35,13 +37,23 @@ class Part:
     def steps_known(self) -> None:
         """Called once the clock's `num_steps` is known, before the first evaluation, and again should it change."""
 
+    def timesteps_set(self) -> None:
+        """Called after every `scheduler.set_timesteps` of the run."""
+
     def step(self, commit: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Stands before one `scheduler.step` call; `commit(*args, **kwargs)` takes the step."""
         return commit(*args, **kwargs)
 
 
 class Participant:
-    """What takes part in every run of a pipeline; this one only needs the clock."""
+    """What takes part in every run of a pipeline; this one only needs the clock.
+
+    technique, model: where it makes the pipeline's network efficient, how in words, and where it changes the weights,
+    the fingerprint of the network before that.
+    """
+
+    technique: str | None = None
+    model: str | None = None
 
     def join(self, run: "Run") -> Part:
         """Its part in one run."""
@@ -55,11 +67,13 @@ class Run:
     """One call of a pipeline.
 
     clock: the run's clock; `step` counts completed `scheduler.step` calls.
-    scheduler: the pipeline's scheduler when the call started.
+    scheduler: the pipeline's scheduler when the call started. arguments: of the call, by name.
     """
 
-    def __init__(self, pipe: DiffusionPipeline, participants: list[Participant]) -> None:
-        self.pipe = pipe
+    def __init__(
+        self, pipe: DiffusionPipeline, participants: list[Participant], arguments: Mapping[str, Any] = _NO_ARGUMENTS
+    ) -> None:
+        self.pipe, self.arguments = pipe, arguments
         self.scheduler = pipe.scheduler
         self.clock = Clock(_length(self.scheduler))
         self.parts = [participant.join(self) for participant in participants]
@@ -112,6 +126,8 @@ class Run:
         output = original(*args, **kwargs)
         if self.clock.step == 0:
             self._set_num_steps(_length(self.scheduler))
+        for part in self.parts:
+            part.timesteps_set()
         return output
 
     def _set_num_steps(self, num_steps: int) -> None:
@@ -151,7 +167,7 @@ class _Attachment:
                     "give each thread a pipeline with its own scheduler (they may share the other components)."
                 )
             try:
-                with Run(pipe, list(attachment.participants.values())):
+                with Run(pipe, list(attachment.participants.values()), _named(base, pipe, args, kwargs)):
                     return base.__call__(pipe, *args, **kwargs)
             finally:
                 attachment.calling.release()
@@ -207,6 +223,21 @@ def participant(pipe: Any, name: str) -> Participant | None:
     """The participant of that name, or None."""
     attachment = _attachment(pipe)
     return None if attachment is None else attachment.participants.get(name)
+
+
+def participants(pipe: Any) -> list[Participant]:
+    """All that take part in the runs of `pipe`."""
+    attachment = _attachment(pipe)
+    return [] if attachment is None else list(attachment.participants.values())
+
+
+def _named(base: type[Any], pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a pipeline's call by name; a call that does not fit its signature will say so itself."""
+    try:
+        found = inspect.signature(base.__call__).bind_partial(pipe, *args, **kwargs).arguments
+    except TypeError:
+        return dict(kwargs)
+    return {**found, **found.get("kwargs", {})}
 
 
 def _attachment(pipe: Any) -> _Attachment | None:

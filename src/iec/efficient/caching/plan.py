@@ -9,8 +9,8 @@ from torch import nn
 
 from iec.efficient.caching.config import CalibratedSteps, DeepCacheConfig
 from iec.efficient.caching.deepcache import cached_class, require_cacheable
-from iec.efficient.plan_files import read_plan, require_model, write_plan
-from iec.efficient.sampler import Sampler, sampler_settings
+from iec.runtime.sampler import Sampler, sampler_settings
+from iec.storage.plan_files import read_plan, require_model, write_plan
 
 KIND = "deepcache"
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from iec.efficient.plan_files import read_plan, require_model, write_plan
 from iec.efficient.quantization.bias import bias_shifts
 from iec.efficient.quantization.config import QuantizationConfig
 from iec.efficient.quantization.coverage import coverage
@@ -18,9 +17,10 @@ from iec.efficient.quantization.quantizer import Grid
 from iec.efficient.quantization.reconstruction.record import UnitRecord
 from iec.efficient.quantization.statistics import ActivationStatistics
 from iec.efficient.quantization.weights import pack_halves, unpack_halves
-from iec.efficient.sampler import Sampler, sampler_settings
 from iec.runtime import subclass
+from iec.runtime.sampler import Sampler, sampler_settings
 from iec.storage.fingerprint import fingerprint
+from iec.storage.plan_files import read_plan, require_model, write_plan
 
 KIND = "quantization"
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 from iec.efficient.quantization.activations import require_steps
-from iec.efficient.sampler import Sampler
 from iec.runtime import Part, Participant, Run
+from iec.runtime.sampler import Sampler
 
 
 class RunCheck(Participant):

@@ -10,7 +10,7 @@ from weakref import WeakSet
 from torch import nn
 
 from iec.method.clock import Clock
-from iec.pipelines.caches.adapter import CacheAdapter, Call
+from iec.pipelines.caches.adapter import CacheAdapter, Call, bound_to
 from iec.pipelines.caches.cache_dit import CacheDiT
 from iec.pipelines.caches.deepcache import DeepCachePackage
 from iec.pipelines.caches.faster_cache import FasterCache
@@ -22,7 +22,7 @@ from iec.pipelines.caches.sea_cache import SeaCache
 from iec.pipelines.caches.taylorseer import TaylorSeer
 from iec.pipelines.errors import IECUnsupportedError
 
-__all__ = ["CacheAdapter", "Call", "caches_of"]
+__all__ = ["CacheAdapter", "Call", "bound_to", "cache_adapters", "caches_of"]
 
 _HOOK_CACHES: tuple[type[HookCache], ...] = (
     FirstBlockCache,
@@ -45,16 +45,21 @@ def caches_of(network: nn.Module, clock: Clock) -> Iterator[list[CacheAdapter]]:
 
     Raises IECUnsupportedError for a cache without an adapter, RuntimeError where a cached network is in another run.
     """
+    caches = cache_adapters(network, clock)
+    with ExitStack() as stack:
+        if caches:
+            stack.enter_context(_claimed(network))
+        yield [stack.enter_context(cache) for cache in caches]
+
+
+def cache_adapters(network: nn.Module, clock: Clock) -> list[CacheAdapter]:
+    """The caches that are on in `network`. Raises IECUnsupportedError for a cache without an adapter."""
     if getattr(network, "enable_teacache", False):
         raise IECUnsupportedError(
             f"TeaCache is on in this {type(network).__name__}, and its counters cannot be put back: use diffusers' "
             "FirstBlockCache, which builds on it, or disable correction (iec.disable)."
         )
-    caches = [*_hook_caches(network, clock), *DeepCachePackage.find(network, clock), *CacheDiT.find(network, clock)]
-    with ExitStack() as stack:
-        if caches:
-            stack.enter_context(_claimed(network))
-        yield [stack.enter_context(cache) for cache in caches]
+    return [*_hook_caches(network, clock), *DeepCachePackage.find(network, clock), *CacheDiT.find(network, clock)]
 
 
 def _hook_caches(network: nn.Module, clock: Clock) -> list[HookCache]:

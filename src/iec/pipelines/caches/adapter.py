@@ -3,12 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from iec.method.clock import Clock
 from iec.pipelines.caches.state import copied, mixed
+from iec.runtime.hooks import Handler
 
 Call = Callable[..., Any]
 Place = tuple[Any, str]
@@ -79,3 +80,21 @@ def replaced(owner: Any, attributes: Mapping[str, Any]) -> Iterator[None]:
         for name in attributes:
             del entries[name]
         entries.update(before)
+
+
+class Surrounding(Protocol):
+    """What surrounds the calls of a network: the contexts of caches, the hooks of guiders."""
+
+    def bound(self, call: Call) -> Call:
+        """The call with what surrounds it now."""
+
+
+def bound_to(surroundings: Sequence[Surrounding], handler: Handler | None = None) -> Handler:
+    """`handler` (None: the call itself) for a network whose calls are bound to what surrounds them."""
+
+    def handle(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        for surrounding in surroundings:
+            call = surrounding.bound(call)
+        return call(*args, **kwargs) if handler is None else handler(call, args, kwargs)
+
+    return handle
