@@ -79,7 +79,7 @@ def test_latent_models_with_prompts_and_classes_are_compared_as_they_sample(
     assert code == 0
     result = json.loads(printed)
     solvers = {row["sampler"]["solver"] for row in result["rows"]}
-    assert solvers == {"ddim", "heun", "dpm++2m", "unipc", "plms"}
+    assert solvers == {"ddim", "heun", "dpm++2m", "unipc", "deis", "ipndm", "plms"}
     # Every row has its images; those of full precision are what the pipeline makes itself.
     rows = {}
     for path in (tmp_path / "out" / "measured" / "rows").iterdir():

@@ -39,8 +39,8 @@ def test_every_rival_of_a_corrected_cache_is_there():
     assert set(steps) == {Setting(33, cache), Setting(21, cache), Setting(40, cache), Setting(9), Setting(6)}
     solved = settings_of(CACHED, "another solver")
     found = {(setting.sampler.solver, setting.num_steps) for setting in solved}
-    evaluations = {"heun": (33, 21), "dpm++2m": (33, 21), "unipc": (33, 21), "plms": (33, 21)}
-    assert found == {(solver, count) for solver, counts in evaluations.items() for count in counts}
+    solvers = ("heun", "dpm++2m", "unipc", "deis", "ipndm", "plms")
+    assert found == {(solver, count) for solver in solvers for count in (33, 21)}
     assert {setting.technique for setting in solved} == {cache}
     assert settings_of(CACHED, "cache refresh without correction") == [
         replace(plain, correction=REFRESH), replace(plain, correction=replace(REFRESH, steps="edges:1/10")),
@@ -51,7 +51,7 @@ def test_every_rival_of_a_corrected_cache_is_there():
 def test_without_a_cache_rivals_make_as_many_evaluations_as_the_corrected_run(technique):
     request = Request(technique, (iec.IECConfig.paper(),), num_steps=20)
     counts = {setting.sampler.solver: setting.num_steps for setting in settings_of(request, "another solver")}
-    assert counts == {"heun": 39, "dpm++2m": 40, "unipc": 40, "plms": 40}
+    assert counts == {"heun": 39, "dpm++2m": 40, "unipc": 40, "deis": 40, "ipndm": 40, "plms": 40}
     assert settings_of(request, "more or fewer DDIM steps") == [Setting(40, technique)]
     assert not settings_of(request, "cache refresh without correction")
     assert not settings_of(request, "another cache interval")
@@ -72,7 +72,7 @@ def test_rivals_of_a_quantized_cache_stay_quantized():
             )
 
 
-@pytest.mark.parametrize("sampling", [PLAIN, Sampling("heun"), Sampling("dpm++2m"), Sampling("plms")])
+@pytest.mark.parametrize("sampling", [PLAIN, Sampling("heun"), Sampling("dpm++2m"), Sampling("deis"), Sampling("plms")])
 @pytest.mark.parametrize("technique", [None, DeepCacheConfig(5), DeepCacheConfig(3, schedule="power")])
 @pytest.mark.parametrize("budget", [6.6, 9.6, 17.0])
 def test_no_possible_run_of_more_steps_is_affordable(sampling, technique, budget):
@@ -120,7 +120,7 @@ def test_the_estimate_counts_every_row():
     followed = 20 + 5.6 + 9.6 + 6.6 + 40 + 24
     assert work.evaluations == pytest.approx(100 * rows + 100 * tried + 64 * followed)
     assert work.plans == 0
-    assert workload(Request(QuantizationConfig(), (iec.IECConfig.paper(),)), UNIT).plans == 6
+    assert workload(Request(QuantizationConfig(), (iec.IECConfig.paper(),)), UNIT).plans == 8
 
 
 def test_tuning_never_sees_a_judged_image():

@@ -90,7 +90,7 @@ def test_a_row_of_a_solver_counts_its_evaluations(measurements):
 
 
 @pytest.mark.parametrize("technique", [QuantizationConfig(), CacheQuantConfig(2, 0)])
-@pytest.mark.parametrize("solver", ["heun", "dpm++2m", "unipc", "plms"])
+@pytest.mark.parametrize("solver", ["heun", "dpm++2m", "unipc", "deis", "ipndm", "plms"])
 def test_a_plan_is_calibrated_for_the_solver_and_the_timesteps_that_it_runs_with(tmp_path, technique, solver):
     # Packed weights are put back from the folder that the model came from.
     tiny_pipeline().save_pretrained(tmp_path / "model")

@@ -17,6 +17,12 @@ _ADAMS_BASHFORTH = {
 }
 
 
+def adams_bashforth(recent: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The prediction of a step from its own and those of the steps before it: one to four, newest first."""
+    weights = _ADAMS_BASHFORTH[len(recent)]
+    return torch.stack([weight * value for weight, value in zip(weights, recent, strict=True)]).sum(0)
+
+
 @dataclass(frozen=True)
 class PLMSCall:
     """One network call: where it evaluates, and which interval it steps over."""
@@ -37,9 +43,7 @@ def combine(eps: torch.Tensor, history: Sequence[torch.Tensor], call: int) -> to
     """The noise prediction that call number `call` steps with; `history` holds the kept predictions, oldest first."""
     if call == 1:
         return (eps + history[-1]) / 2
-    recent = [eps, *reversed(history[-3:])]
-    weights = _ADAMS_BASHFORTH[len(recent)]
-    return torch.stack([weight * value for weight, value in zip(weights, recent, strict=True)]).sum(0)
+    return adams_bashforth([eps, *reversed(history[-3:])])
 
 
 def extend(history: Sequence[torch.Tensor], eps: torch.Tensor, call: int) -> list[torch.Tensor]:

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from iec.evaluation.cost import EvaluationCost
 from iec.experiments.compare.request import Request, cache_of
-from iec.experiments.samplers.sampling import Sampling
+from iec.experiments.samplers.sampling import Sampling, Solver
 from iec.experiments.settings import Setting, rivals
 from iec.method.ddim import spaced_timesteps
 
@@ -23,7 +23,7 @@ Role = Literal[
 ]
 ROLES: tuple[Role, ...] = get_args(Role)
 
-_SOLVERS = (Sampling("heun"), Sampling("dpm++2m"), Sampling("unipc"), Sampling("plms"))
+_SOLVERS: tuple[Solver, ...] = ("heun", "dpm++2m", "unipc", "deis", "ipndm", "plms")
 _SCALES = (0.98, 0.99, 0.995, 1.005, 1.01, 1.02)
 _WINDOWS = (10, 20, 40, 80)
 _LONGEST = 1000
@@ -100,7 +100,8 @@ def _rivals(setting: Setting, request: Request, unit: EvaluationCost) -> Iterato
     ]
     paid = [rival for rival in longer if rival is not None and possible(rival, request)]
     yield from (Candidate("more or fewer DDIM steps", rival) for rival in paid)
-    solved = [affordable(replace(request.plain, sampler=sampling), budget, unit, request) for sampling in _SOLVERS]
+    solvers = [replace(request.plain, sampler=Sampling(solver)) for solver in _SOLVERS]
+    solved = [affordable(rival, budget, unit, request) for rival in solvers]
     yield from (Candidate("another solver", rival) for rival in solved if rival is not None)
     assert setting.correction is not None
     if cache_of(request.technique) is not None:

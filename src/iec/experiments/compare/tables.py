@@ -152,9 +152,9 @@ def _notes(comparison: Comparison) -> tuple[str, ...]:
     request, unit = comparison.request, comparison.unit
     quad = request.spacing == "quad"
     grids = (
-        "Heun, DPM++ 2M and UniPC run on the quad grid, a timestep that repeats moved on by one"
+        "Heun, DPM++ 2M, UniPC, DEIS and iPNDM run on the quad grid, a timestep that repeats moved on by one"
         if quad
-        else "Heun runs on DDIM's grid, DPM++ 2M and UniPC on their own even one"
+        else "Heun and iPNDM run on DDIM's grid, DPM++ 2M, UniPC and DEIS on their own even one"
     )
     cached = ""
     if cache_of(request.technique) is not None:
@@ -168,7 +168,8 @@ def _notes(comparison: Comparison) -> tuple[str, ...]:
         f"to the images of full precision, T={request.num_steps}, at the same seeds, not quality.",
         f"Cost is full evaluations{cached}; a rival has as many steps as the cost of a corrected row pays for. "
         "Memory is the weights and what sampling held beside them.",
-        f"{grids}; PLMS starts at another timestep, on an even grid, so that its PSNR says little.",
+        f"{grids}; DEIS ends at the noise of timestep 0. PLMS starts at another timestep, on an even "
+        "grid, so that its PSNR says little.",
         "The epsilon scale and the window of the time shift are those of a few, no change not among them, with the "
         f"lowest {kernel} over {request.tuning_images} images of the calibration seed (seed {request.seed} + 2000).",
         "Front: no other row is both as cheap and better.",

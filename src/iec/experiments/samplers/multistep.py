@@ -7,7 +7,7 @@ their own even grid leaves that timestep out.
 from typing import Any
 
 import torch
-from diffusers import DPMSolverMultistepScheduler, PNDMScheduler, UniPCMultistepScheduler
+from diffusers import DEISMultistepScheduler, DPMSolverMultistepScheduler, PNDMScheduler, UniPCMultistepScheduler
 
 from iec.experiments.samplers.grid import distinct_timesteps
 
@@ -28,6 +28,19 @@ class GridUniPCScheduler(UniPCMultistepScheduler):  # type: ignore[misc]
         """Choose the timesteps of so many evaluations."""
         super().set_timesteps(num_inference_steps, device)
         _put_on_grid(self, device)
+
+
+class GridDEISScheduler(DEISMultistepScheduler):  # type: ignore[misc]
+    """DEIS-3, the order that is advised without guidance, over timesteps as of `GridDPMSolverScheduler`.
+
+    It extrapolates in the logarithm of the noise level, which a clean image does not have, so that it ends at the level
+    of timestep 0 and evaluates nothing there: on quad, its grid is that of one timestep more.
+    """
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+        """Choose the timesteps of so many evaluations."""
+        super().set_timesteps(num_inference_steps, device)
+        _put_on_grid(self, device, clean=False)
 
 
 class PLMSScheduler(PNDMScheduler):  # type: ignore[misc]
@@ -52,6 +65,13 @@ def unipc(spacing: str, **noise_schedule: Any) -> GridUniPCScheduler:
     return scheduler
 
 
+def deis(spacing: str, **noise_schedule: Any) -> GridDEISScheduler:
+    """DEIS for a model with this noise schedule."""
+    scheduler = GridDEISScheduler(**noise_schedule, solver_order=3)
+    scheduler.register_to_config(spacing=spacing)
+    return scheduler
+
+
 def plms(spacing: str, **noise_schedule: Any) -> PLMSScheduler:
     """PLMS for a model with this noise schedule; the spacing is its own."""
     return PLMSScheduler(**noise_schedule, skip_prk_steps=True, set_alpha_to_one=True)
@@ -62,12 +82,16 @@ def stable_diffusion_plms(spacing: str, **noise_schedule: Any) -> PLMSScheduler:
     return PLMSScheduler(**noise_schedule, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
 
 
-def _put_on_grid(scheduler: Any, device: str | torch.device | None) -> None:
-    """Replace the timesteps, and the noise levels sqrt(1/alpha-bar - 1) that the solver steps between."""
-    config = scheduler.config
+def _put_on_grid(scheduler: Any, device: str | torch.device | None, clean: bool = True) -> None:
+    """Replace the timesteps, and the noise levels sqrt(1/alpha-bar - 1) that the solver steps between.
+
+    clean: the last step ends at a clean image; otherwise at the grid's last timestep, where nothing is evaluated.
+    """
+    config, count = scheduler.config, scheduler.num_inference_steps
     if config.spacing != "quad":
         return
-    timesteps = distinct_timesteps(scheduler.num_inference_steps, config.spacing, config.num_train_timesteps)
-    alphas = scheduler.alphas_cumprod.double().cpu()[timesteps]
-    scheduler.timesteps = torch.tensor(timesteps, device=device)
-    scheduler.sigmas = torch.cat([(1 / alphas - 1).sqrt(), alphas.new_zeros(1)]).float()
+    grid = distinct_timesteps(count if clean else count + 1, config.spacing, config.num_train_timesteps)
+    alphas = scheduler.alphas_cumprod.double().cpu()[grid]
+    levels = (1 / alphas - 1).sqrt()
+    scheduler.timesteps = torch.tensor(grid[:count], device=device)
+    scheduler.sigmas = (torch.cat([levels, levels.new_zeros(1)]) if clean else levels).float()

@@ -10,11 +10,14 @@ from torch import nn
 
 from iec.experiments.samplers.epsilon_scaling import epsilon_scaled
 from iec.experiments.samplers.heun import HeunScheduler
-from iec.experiments.samplers.multistep import dpm_solver, plms, stable_diffusion_plms, unipc
+from iec.experiments.samplers.ipndm import IPNDMScheduler
+from iec.experiments.samplers.multistep import deis, dpm_solver, plms, stable_diffusion_plms, unipc
 from iec.experiments.samplers.sampling import Sampling
 from iec.experiments.samplers.time_shift import time_shifted
 
-_MULTISTEP = {"dpm++2m": dpm_solver, "unipc": unipc, "plms": plms, "plms-sd": stable_diffusion_plms}
+_MULTISTEP = {"dpm++2m": dpm_solver, "unipc": unipc, "deis": deis, "plms": plms, "plms-sd": stable_diffusion_plms}
+#: Those over DDIM's own grid.
+_ON_DDIM = {"heun": HeunScheduler, "ipndm": IPNDMScheduler}
 _NOISE_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
 
 
@@ -43,6 +46,6 @@ def noise_schedule(config: Any) -> dict[str, Any]:
 
 def _scheduler(config: Any, sampling: Sampling) -> Any:
     settings = noise_schedule(config)
-    if sampling.solver == "heun":
-        return HeunScheduler(**settings, spacing=config.spacing)
+    if sampling.solver in _ON_DDIM:
+        return _ON_DDIM[sampling.solver](**settings, spacing=config.spacing)
     return _MULTISTEP[sampling.solver](config.spacing, **settings)

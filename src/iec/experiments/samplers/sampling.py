@@ -6,11 +6,22 @@ from typing import Any, Literal, get_args
 
 import diffusers
 
-Solver = Literal["ddim", "heun", "dpm++2m", "unipc", "plms", "plms-sd"]
+Solver = Literal["ddim", "heun", "dpm++2m", "unipc", "deis", "ipndm", "plms", "plms-sd"]
 
-_NAMES = {"ddim": "DDIM", "heun": "Heun", "dpm++2m": "DPM++ 2M", "unipc": "UniPC", "plms": "PLMS", "plms-sd": "PLMS"}
+_NAMES = {
+    "ddim": "DDIM",
+    "heun": "Heun",
+    "dpm++2m": "DPM++ 2M",
+    "unipc": "UniPC",
+    "deis": "DEIS",
+    "ipndm": "iPNDM",
+    "plms": "PLMS",
+    "plms-sd": "PLMS",
+}
 #: The fewest evaluations with which each solver is more than its first step.
-_FEWEST = {"ddim": 1, "heun": 3, "dpm++2m": 2, "unipc": 2, "plms": 4, "plms-sd": 4}
+_FEWEST = {"ddim": 1, "heun": 3, "dpm++2m": 2, "unipc": 2, "deis": 3, "ipndm": 2, "plms": 4, "plms-sd": 4}
+#: The others are diffusers' code.
+_OURS = ("ddim", "heun", "ipndm")
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,7 @@ class Sampling:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values, with the version of diffusers where its code is the solver."""
-        version = {} if self.solver in ("ddim", "heun") else {"diffusers": diffusers.__version__}
+        version = {} if self.solver in _OURS else {"diffusers": diffusers.__version__}
         return {**asdict(self), **version}
 
 
