@@ -18,7 +18,7 @@ from iec.efficient.quantization.layers import Storage
 from iec.efficient.quantization.network import restore_network, stored_bytes
 from iec.efficient.quantization.plan import QuantizationPlan
 from iec.efficient.quantization.running import RunCheck, refuse_saving
-from iec.efficient.technique_identity import technique_identity
+from iec.efficient.technique_identity import TechniqueIdentity
 from iec.runtime import Participant, attach, detach, network_of, require_pipeline
 from iec.storage.plan_files import read_settings, require_model
 
@@ -110,7 +110,6 @@ def model_bytes(target: DiffusionPipeline | nn.Module) -> int:
 def _put_on(target: DiffusionPipeline | nn.Module, denoiser: nn.Module, technique: Technique) -> None:
     base, floats = type(denoiser), None
     derived: Any
-    participant: Participant
     if isinstance(technique, DeepCacheConfig):
         derived, participant = cached_class(base, technique), Participant()
     else:
@@ -118,8 +117,8 @@ def _put_on(target: DiffusionPipeline | nn.Module, denoiser: nn.Module, techniqu
         derived = technique.put_on(denoiser)
         derived.save_pretrained = refuse_saving
         participant = RunCheck(technique.num_steps, technique.sampler)
-    participant.technique = technique_identity(technique)
-    participant.model = None if isinstance(technique, _CACHES) else technique.model
+    # A pipeline that shares the network runs with the technique too, so the network says what it is.
+    derived.iec_technique = TechniqueIdentity.of(technique)
     setattr(derived, _APPLIED, _Applied(base, technique, floats))
     if isinstance(target, DiffusionPipeline):
         attach(target, _NAME, participant)

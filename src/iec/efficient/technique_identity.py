@@ -1,7 +1,7 @@
 """A technique in words that tell it from any other: its settings, and a digest of what calibration found."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -12,12 +12,26 @@ from iec.storage.fingerprint import tensors_fingerprint
 _STORAGE = frozenset({"storage", "keep_original"})
 
 
-def technique_identity(technique: Any) -> str:
-    """Such as `DeepCacheConfig(interval=5, branch=0)`; a plan adds 16 hex digits over its tensors."""
-    config = getattr(technique, "config", technique)
-    tensors = dict(_tensors(technique, ""))
-    digest = f" {tensors_fingerprint(tensors)}" if tensors else ""
-    return f"{type(technique).__name__}({', '.join(_settings(config))}){digest}"
+@dataclass(frozen=True)
+class TechniqueIdentity:
+    """What a network that a technique is on says of itself.
+
+    name: such as `DeepCacheConfig(interval=5, branch=0)`; a plan adds 16 hex digits over its tensors. model: the
+    fingerprint of the network before its weights were changed; None where they are as they were.
+    """
+
+    name: str
+    model: str | None
+
+    @classmethod
+    def of(cls, technique: Any) -> "TechniqueIdentity":
+        """The identity of settings or of a plan."""
+        config = getattr(technique, "config", technique)
+        tensors = dict(_tensors(technique, ""))
+        digest = f" {tensors_fingerprint(tensors)}" if tensors else ""
+        changed = getattr(technique, "quantization", technique if hasattr(technique, "weights") else None) is not None
+        name = f"{type(technique).__name__}({', '.join(_settings(config))}){digest}"
+        return cls(name, technique.model if changed else None)
 
 
 def _settings(config: Any) -> Iterator[str]:

@@ -14,6 +14,7 @@ from iec.method.config import IECConfig
 from iec.method.noise import CALIBRATION_OFFSET, IMAGES_PER_SEED, MAX_SEED, image_generator
 from iec.method.summary import Summary
 from iec.pipelines import enabled, summary
+from iec.pipelines.enabling import Correction
 from iec.runtime import call_parameters
 
 
@@ -38,7 +39,7 @@ def generate(
     num_steps: int,
     seed: int = 0,
     batch_size: int = 64,
-    correction: IECConfig | None = None,
+    correction: Correction | None = None,
     skip: frozenset[int] = frozenset(),
     inputs: Mapping[str, Any] | None = None,
     calibration: bool = False,
@@ -77,7 +78,7 @@ def _batches(
     num_steps: int,
     seed: int,
     batch_size: int,
-    correction: IECConfig | None,
+    correction: Correction | None,
     skip: frozenset[int],
     arguments: dict[str, Any],
 ) -> Iterator[Batch]:

@@ -11,9 +11,10 @@ import torch
 
 from iec.efficient import CacheQuantConfig, DeepCacheConfig, QuantizationConfig
 from iec.evaluation.bootstrap import Estimate
+from iec.experiments.corrections import describe_correction
 from iec.experiments.evidence import REFRESH_ONLY, EvidenceConfig, Part, Row
 from iec.experiments.rows import Judge, PairableFigures, Verdict, compare
-from iec.experiments.settings import Setting, Technique, describe_correction
+from iec.experiments.settings import Setting, Technique
 from iec.experiments.spread import difference_spread, kernel_spread, psnr_spread, spread
 from iec.method.config import IECConfig
 from iec.reports.grid import picture_grid, save_png

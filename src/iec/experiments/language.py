@@ -8,7 +8,9 @@ from typing import Any, cast
 
 from iec.efficient import CacheQuantConfig, DeepCacheConfig, QuantizationConfig
 from iec.efficient.quantization.reconstruction.config import Granularity, ReconstructionConfig
+from iec.experiments.corrections import FITTED_IEC, Correction, FittedCorrection
 from iec.experiments.settings import Technique
+from iec.method.adams import AdamsConfig
 from iec.method.config import IECConfig
 
 _CACHE_FIELDS = {"branch": int, "schedule": str, "centre": int, "power": float}
@@ -20,6 +22,7 @@ _QUANTIZATION_FIELDS = {
     "bias_correction": bool,
 }
 _CACHEQUANT_FIELDS = {"branch": int, "schedule": str, "storage": str, "bias_correction": bool}
+_FITTED_FIELDS = {"history": int, "bias": bool, "bands": int}
 _PRESETS = {
     "paper": IECConfig.paper,
     "released": IECConfig.released,
@@ -100,15 +103,23 @@ def parse_one_technique(cache: str | None, quantize: str | None, cachequant: str
     return caching or quantization
 
 
-def parse_correction(text: str | None) -> IECConfig | None:
+def parse_correction(text: str | None) -> Correction | None:
     """A preset's name, `none`, or settings such as `relaxation=1+0.5,iterations=2,steps=0+5+9`; None: none.
 
-    The presets are `paper`, `released` and `stable_diffusion`.
+    The presets are `paper`, `released` and `stable_diffusion`, of IEC; `adams`, also `adams,relaxation=0.6`;
+    `calibrated`, also with `,history=..`, `,bias=true|false`, `,bands=1|3`; and `relaxation=fitted`.
     """
     if text is None or text == "none":
         return None
     if text in _PRESETS:
         return _PRESETS[text]()
+    name, *rest = text.split(",")
+    if name == "adams":
+        return AdamsConfig(**{key: _cast(key, value, {"relaxation": float}) for key, value in map(_pair, rest)})
+    if name == "calibrated":
+        return FittedCorrection(**{key: _cast(key, value, _FITTED_FIELDS) for key, value in map(_pair, rest)})
+    if text == "relaxation=fitted":
+        return FITTED_IEC
     settings: dict[str, Any] = {}
     for key, value in map(_pair, text.split(",")):
         if key not in _CORRECTION_NAMES:

@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline
 
 from iec.evaluation.per_image import recorded
 from iec.experiments.compared_model import load_compared
+from iec.experiments.corrections import correction_settings
 from iec.experiments.plans import Calibration, Plans, digest, technique_settings
 from iec.experiments.results import ResultFolder, StoredRow
 from iec.experiments.rows import NO_INPUTS, Sampled, sample_setting
@@ -100,7 +101,8 @@ class Measurements:
             "num_steps": setting.num_steps,
             "technique": technique_settings(setting.technique),
             "plan": self.plans.digest(pipe, setting),
-            "correction": None if setting.correction is None else setting.correction.to_dict(),
+            "correction": correction_settings(setting.correction, setting.num_steps),
+            **({"correction_plan": fitted} if (fitted := self.plans.correction_digest(pipe, setting)) else {}),
             "seed": seed,
             "images": images,
             "batch_size": self.batch_size,

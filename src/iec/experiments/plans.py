@@ -24,7 +24,12 @@ from iec.efficient import (
 from iec.efficient.applying import Technique as Applicable
 from iec.efficient.quantization.layers import Storage
 from iec.evaluation.per_image import listed, recorded
+from iec.experiments.corrections import FittedCorrection, correction_settings
 from iec.experiments.settings import Setting, Technique, quantizes
+from iec.fitting import calibrate_correction
+from iec.method.adams import AdamsConfig
+from iec.method.config import IECConfig
+from iec.pipelines import CorrectionPlan
 from iec.runtime import network_of
 from iec.runtime.sampler import Sampler
 from iec.storage.fingerprint import fingerprint, folder_digest
@@ -64,6 +69,7 @@ class Plans:
         self.calibration, self.folder, self.on_progress, self.storage = calibration, folder, on_progress, storage
         self.inputs = inputs
         self._made: dict[str, CalibratedPlan] = {}
+        self._corrections: dict[str, CorrectionPlan] = {}
 
     @contextmanager
     def applied(self, pipe: DiffusionPipeline, setting: Setting) -> Iterator[None]:
@@ -91,11 +97,52 @@ class Plans:
 
     def made(self, pipe: DiffusionPipeline, setting: Setting) -> bool:
         """Whether the setting can be used at once, without a calibration."""
-        technique = setting.technique
-        if technique is None or not needs_plan(technique):
-            return True
-        key = self.key(pipe, setting)
-        return key in self._made or (self.folder is not None and (self.folder / key).exists())
+        keys = []
+        if setting.technique is not None and needs_plan(setting.technique):
+            keys.append(self.key(pipe, setting))
+        if isinstance(setting.correction, FittedCorrection):
+            keys.append(self.correction_key(pipe, setting))
+        known = {*self._made, *self._corrections}
+        return all(key in known or (self.folder is not None and (self.folder / key).exists()) for key in keys)
+
+    def correction(self, pipe: DiffusionPipeline, setting: Setting) -> IECConfig | AdamsConfig | CorrectionPlan | None:
+        """What `iec.enable` takes for the setting; a plan is fitted if it is new. `pipe` must have nothing applied."""
+        correction = setting.correction
+        if not isinstance(correction, FittedCorrection):
+            return correction
+        key = self.correction_key(pipe, setting)
+        if key not in self._corrections:
+            self._corrections[key] = self._load_or_fit(pipe, setting, correction, key)
+        return self._corrections[key]
+
+    def correction_key(self, pipe: DiffusionPipeline, setting: Setting) -> str:
+        """A digest of everything that the setting's correction plan depends on, its technique's numbers included."""
+        correction = correction_settings(setting.correction, setting.num_steps)
+        return f"correction-{digest({**self._dependencies(pipe, setting), 'correction': correction})}"
+
+    def _load_or_fit(
+        self, pipe: DiffusionPipeline, setting: Setting, correction: FittedCorrection, key: str
+    ) -> CorrectionPlan:
+        if self.folder is not None and (self.folder / key).exists():
+            return CorrectionPlan.from_pretrained(self.folder / key)
+        chosen = self.calibration
+        with self.applied(pipe, setting):
+            plan = calibrate_correction(
+                pipe,
+                setting.num_steps,
+                chosen.samples,
+                chosen.seed,
+                history=correction.history,
+                bias=correction.bias,
+                bands=correction.bands,
+                relaxation=correction.relaxation,
+                batch_size=chosen.batch_size,
+                inputs=listed(self.inputs, chosen.samples),
+                on_progress=lambda done, total: self.on_progress(setting, done, total),
+            )
+        if self.folder is not None:
+            plan.save_pretrained(self.folder / key)
+        return plan
 
     def digest(self, pipe: DiffusionPipeline, setting: Setting) -> str | None:
         """A digest of the numbers in the setting's plan; None where it needs none."""
@@ -106,6 +153,15 @@ class Plans:
             raise ValueError("Only a plan that is kept in a folder has a digest.")
         return folder_digest(self.folder / self.key(pipe, setting), "*.safetensors")
 
+    def correction_digest(self, pipe: DiffusionPipeline, setting: Setting) -> str | None:
+        """A digest of the numbers in the setting's correction plan; None where nothing is fitted."""
+        if not isinstance(setting.correction, FittedCorrection):
+            return None
+        if self.folder is None:
+            raise ValueError("Only a plan that is kept in a folder has a digest.")
+        self.correction(pipe, setting)
+        return folder_digest(self.folder / self.correction_key(pipe, setting), "*.safetensors")
+
     def keep(self, pipe: DiffusionPipeline, plan: CalibratedPlan) -> None:
         """Use a plan that was made before. Raises ValueError where `pipe` is another model."""
         require_model(network_of(pipe), plan.model)
@@ -114,20 +170,21 @@ class Plans:
     def key(self, pipe: DiffusionPipeline, setting: Setting) -> str:
         """A digest of everything that the setting's plan depends on."""
         assert setting.technique is not None
-        network = network_of(pipe)
+        return digest(self._dependencies(pipe, setting))
+
+    def _dependencies(self, pipe: DiffusionPipeline, setting: Setting) -> dict[str, Any]:
+        network, device = network_of(pipe), pipe.device.type
         scheduler = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
-        device = pipe.device.type
-        settings = {
+        return {
             "weights": fingerprint(network),
             "dtype": str(next(network.parameters()).dtype),
-            "scheduler": {"class": type(pipe.scheduler).__name__, **scheduler},
             "num_steps": setting.num_steps,
             "technique": technique_settings(setting.technique),
             "calibration": asdict(self.calibration),
+            "scheduler": {"class": type(pipe.scheduler).__name__, **scheduler},
             **({} if device == "cpu" else {"device": device}),
             **({"inputs": recorded(self.inputs)} if self.inputs else {}),
         }
-        return digest(settings)
 
     def _load_or_calibrate(self, pipe: DiffusionPipeline, setting: Setting, key: str) -> CalibratedPlan:
         if self.folder is None:

@@ -36,6 +36,7 @@ from iec.experiments.samplers.sampled_with import network_changed
 from iec.experiments.settings import Setting
 from iec.models.features import load_reference
 from iec.models.unconditional import UnconditionalPipeline
+from iec.pipelines.enabling import Correction
 from iec.runtime import network_of
 
 #: Of a pipeline that takes none.
@@ -122,11 +123,14 @@ def sample_setting(
     a batch made. calibration, inputs: as of `generate`.
     """
     network, call = network_of(pipe), network_call(pipe, setting.num_steps, inputs)
+    correction = plans.correction(pipe, setting)
     with plans.applied(pipe, setting):
         unit, size = evaluation_cost(network, call, setting.num_steps), model_bytes(pipe)
         with network_changed(network, setting.sampler, pipe.scheduler), PeakMemory(network) as memory:
             began, worked = time.perf_counter(), time.process_time()
-            batches = generate_in_parallel(pipe, num_images, setting, seed, batch_size, on_batch, calibration, inputs)
+            batches = generate_in_parallel(
+                pipe, num_images, setting, correction, seed, batch_size, on_batch, calibration, inputs
+            )
             seconds, processor_seconds = time.perf_counter() - began, time.process_time() - worked
     full, cached = batches[0].summary.full_evaluations, batches[0].summary.cached_evaluations
     images = torch.cat([batch.images for batch in batches])
@@ -150,6 +154,7 @@ def generate_in_parallel(
     pipe: DiffusionPipeline,
     num_images: int,
     setting: Setting,
+    correction: Correction | None,
     seed: int,
     batch_size: int,
     on_batch: Callable[[int], None],
@@ -161,7 +166,7 @@ def generate_in_parallel(
     For networks as small as those, that is faster than several threads inside one evaluation. The bytes are the same
     whatever the number of workers.
     """
-    arguments = (num_images, setting.num_steps, seed, batch_size, setting.correction)
+    arguments = (num_images, setting.num_steps, seed, batch_size, correction)
     if not isinstance(pipe, UnconditionalPipeline) or pipe.device.type != "cpu":
         batches = []
         for batch in generate(pipe, *arguments, inputs=inputs, calibration=calibration):

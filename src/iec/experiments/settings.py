@@ -4,9 +4,8 @@ from dataclasses import dataclass, replace
 
 from iec.efficient import CacheQuantConfig, DeepCacheConfig, QuantizationConfig
 from iec.evaluation.cost import EvaluationCost
+from iec.experiments.corrections import Correction, describe_correction, extra_evaluations
 from iec.experiments.samplers.sampling import PLAIN, Sampling
-from iec.method.config import IECConfig
-from iec.method.steps import select_steps
 
 Technique = DeepCacheConfig | QuantizationConfig | CacheQuantConfig
 
@@ -20,7 +19,7 @@ class Setting:
 
     num_steps: int
     technique: Technique | None = None
-    correction: IECConfig | None = None
+    correction: Correction | None = None
     sampler: Sampling = PLAIN
 
     @property
@@ -53,12 +52,7 @@ class Setting:
         if isinstance(self.technique, DeepCacheConfig) and not self.technique.searches:
             full_steps = frozenset(self.technique.full_steps(self.num_steps))
         full, cached = len(full_steps), self.num_steps - len(full_steps)
-        if self.correction is not None:
-            corrected = select_steps(self.correction.steps, self.num_steps)
-            if not self.correction.cached_steps:
-                corrected &= full_steps
-            full += self.correction.num_iterations * len(corrected)
-        return full, cached
+        return full + extra_evaluations(self.correction, self.num_steps, full_steps), cached
 
     def cost(self, unit: EvaluationCost) -> float:
         """F + c C, in full evaluations per image."""
@@ -110,15 +104,6 @@ def describe(technique: Technique | None) -> str:
     quantization = technique.quantization
     bits = "float" if quantization is None else _bits(quantization)
     return f"CacheQuant N={technique.interval}{_schedule(technique.schedule, 'auto')} {bits}"
-
-
-def describe_correction(config: IECConfig) -> str:
-    """How a report names a correction."""
-    if not any(config.relaxations):
-        return "cache refresh only" + ("" if config.steps == "all" else f" {config.steps}")
-    usual = config.num_iterations == 1 and config.relaxations == (0.5,)
-    inner = "" if usual else f" K={config.num_iterations} lambda={'+'.join(f'{v:g}' for v in config.relaxations)}"
-    return f"IEC {config.steps}{inner}"
 
 
 def _bits(config: QuantizationConfig) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from iec.experiments.corrections import Correction
 from iec.experiments.language import parse_correction, parse_technique
 from iec.experiments.measuring import Measurements
 from iec.experiments.plans import Calibration
@@ -16,7 +17,6 @@ from iec.experiments.results import StoredRow
 from iec.experiments.samplers.sampling import Sampling, Solver
 from iec.experiments.settings import Setting, Technique
 from iec.experiments.timing import measured_overheads
-from iec.method.config import IECConfig
 
 #: What the paper gives of a row beside its FID, in percent of the uncorrected row's time.
 OVERHEAD = "overhead %"
@@ -68,7 +68,7 @@ class ExperimentTable:
         """What its files are called."""
         return f"{self.name}-{self.part.lower()}" if self.part else self.name
 
-    def setting(self, technique: Technique | None = None, correction: IECConfig | None = None) -> Setting:
+    def setting(self, technique: Technique | None = None, correction: Correction | None = None) -> Setting:
         """A row at this table's number of steps, with its solver; PLMS evaluates once more than it steps."""
         evaluations = self.num_steps + self.solver.startswith("plms")
         return Setting(evaluations, technique, correction, Sampling(self.solver))

@@ -8,8 +8,8 @@ import diffusers
 import torch
 from PIL import Image
 
+from iec.experiments.corrections import describe_correction
 from iec.experiments.results import machine
-from iec.experiments.settings import describe_correction
 from iec.experiments.tables_report import (
     JudgedSystem,
     JudgedTable,

@@ -11,10 +11,11 @@ from PIL.Image import Image
 
 from iec.evaluation.bootstrap import Estimate, bootstrap_kernel_difference
 from iec.evaluation.metrics.inception_score import inception_score
+from iec.experiments.corrections import describe_correction
 from iec.experiments.plans import needs_plan
 from iec.experiments.results import StoredRow
 from iec.experiments.rows import Figures, Judge, Verdict, compare
-from iec.experiments.settings import Setting, at_interval, describe_correction, quantizes
+from iec.experiments.settings import Setting, at_interval, quantizes
 from iec.experiments.spread import kernel_spread, psnr_spread, signed_percent, spread, verdict_spread
 from iec.experiments.tables import OVERHEAD, ExperimentTable, MeasuredSystem
 from iec.models.features import load_feature_network, load_reference

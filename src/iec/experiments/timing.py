@@ -13,6 +13,7 @@ from iec.evaluation.generate import generate
 from iec.experiments.measuring import Measurements
 from iec.experiments.plans import digest
 from iec.experiments.settings import Setting
+from iec.pipelines.enabling import Correction
 from iec.storage.files import write_json
 
 IMAGES, ROUNDS = 8, 3
@@ -31,18 +32,21 @@ def measured_overheads(measurements: Measurements, settings: Sequence[Setting], 
     rows = [measurements.settings(pipe, setting, IMAGES, 0, spacing) for setting in settings]
     path = measurements.folder / "timings" / f"{digest({'rows': rows, 'rounds': ROUNDS})}.json"
     if not path.is_file():
+        given = [(setting, measurements.plans.correction(pipe, setting)) for setting in settings]
         with measurements.plans.applied(pipe, first), _one_thread():
-            rounds = [[_seconds(measurements, pipe, setting) for setting in settings] for _ in range(ROUNDS)]
+            rounds = [[_seconds(measurements, pipe, *one) for one in given] for _ in range(ROUNDS)]
         found = [statistics.median(100 * (own[i] / own[0] - 1) for own in rounds) for i in range(len(settings))]
         write_json(path, {"settings": [one.label for one in settings], "seconds": rounds, "overhead_percent": found})
     return tuple(json.loads(path.read_text(encoding="utf-8"))["overhead_percent"])
 
 
-def _seconds(measurements: Measurements, pipe: DiffusionPipeline, setting: Setting) -> float:
+def _seconds(
+    measurements: Measurements, pipe: DiffusionPipeline, setting: Setting, correction: Correction | None
+) -> float:
     measurements.on_row(setting, 0, False)
     clock = time.process_time if pipe.device.type == "cpu" else time.perf_counter
     began = clock()
-    for _ in generate(pipe, IMAGES, setting.num_steps, 0, IMAGES, setting.correction, inputs=measurements.inputs):
+    for _ in generate(pipe, IMAGES, setting.num_steps, 0, IMAGES, correction, inputs=measurements.inputs):
         pass
     return clock() - began
 

@@ -227,7 +227,7 @@ class _Calibration:
 
 
 def _require_scheduler(pipe: DiffusionPipeline, num_steps: int) -> None:
-    """Raise ValueError for a scheduler that no correction can be fitted to, where its grid needs no more of the call."""
+    """Raise ValueError for a scheduler that no correction can be fitted to, where its grid needs nothing else."""
     own = copied_scheduler(pipe.scheduler)
     try:
         own.set_timesteps(num_steps)

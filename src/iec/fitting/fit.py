@@ -197,10 +197,13 @@ def relative_errors(state: torch.Tensor, expected: torch.Tensor) -> torch.Tensor
 
 
 def mean_error(errors: dict[int, torch.Tensor], held_out: int) -> tuple[float, float]:
-    """The mean over the trajectories from `held_out` on, and its standard error, from batches in order."""
-    values = torch.cat([errors[batch] for batch in sorted(errors)])[held_out:]
-    spread = values.std().item() / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return values.square().mean().sqrt().item(), spread
+    """The geometric mean over the trajectories from `held_out` on, and its standard error, from batches in order.
+
+    Geometric, as a mean PSNR is: a few trajectories that end in another image would outweigh all others.
+    """
+    logs = torch.cat([errors[batch] for batch in sorted(errors)])[held_out:].clamp_min(1e-12).log()
+    mean = logs.mean().exp().item()
+    return mean, mean * logs.std().item() / len(logs) ** 0.5 if len(logs) > 1 else 0.0
 
 
 def require_same_start(reference: ReferenceStates, batch: int, step: int, sample: torch.Tensor) -> None:

@@ -7,6 +7,7 @@ steps, on the grids that diffusion samplers use, a larger one is better.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -40,6 +41,10 @@ class AdamsConfig:
     def relaxation_over(self, num_steps: int) -> float:
         """Lambda in a run of `num_steps` steps."""
         return adams_relaxation(num_steps) if self.relaxation is None else float(self.relaxation)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return {"kind": "adams", "relaxation": self.relaxation}
 
     def begin(self, timesteps: Sequence[float]) -> "AdamsRun":
         """Start a run over these timesteps."""

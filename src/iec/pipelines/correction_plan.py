@@ -22,7 +22,8 @@ class TriedFit:
     """One candidate of a fit, and the error of the final state that it leaves on held-out trajectories.
 
     history: m. bands: of each difference. bias: whether a constant per channel was fitted. error: the norm of the
-    final state's error beside the norm of the reference's, mean over trajectories; spread: its standard error.
+    final state's error beside the norm of the reference's, geometric mean over trajectories; spread: its standard
+    error.
     """
 
     history: int

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import nn
 
-from iec.runtime import participants
 from iec.storage.network_sketch import network_sketch
 
 _DENOISERS = ("unet", "transformer", "prior", "decoder", "denoiser", "controlnet", "brushnet")
@@ -21,13 +20,13 @@ def denoisers(pipe: Any) -> dict[str, nn.Module]:
 
 def model_identity(pipe: Any) -> str:
     """16 hex digits over the weights that denoise, as they were before a technique of ours changed them."""
-    changed = [one.model for one in participants(pipe) if one.model is not None]
+    changed = [own.model for own in _identities(pipe) if own.model is not None]
     return changed[0] if changed else network_sketch(denoisers(pipe))
 
 
 def technique_of(pipe: Any) -> str:
     """What makes the pipeline efficient, in words that tell it from any other; `none` for a plain one."""
-    ours = [one.technique for one in participants(pipe) if one.technique is not None]
+    ours = [own.name for own in _identities(pipe)]
     others = [f"{name}: {part}" for name, network in denoisers(pipe).items() for part in _added(network)]
     return "; ".join([*ours, *others]) or "none"
 
@@ -36,6 +35,12 @@ def guidance_of(arguments: Mapping[str, Any]) -> dict[str, float]:
     """The guidance scales among the arguments of a pipeline's call."""
     found = {name: arguments.get(name) for name in _GUIDANCE}
     return {name: float(value) for name, value in found.items() if isinstance(value, (int, float))}
+
+
+def _identities(pipe: Any) -> list[Any]:
+    """What the pipeline's networks that carry a technique of ours say of themselves."""
+    found = [getattr(type(network), "iec_technique", None) for network in denoisers(pipe).values()]
+    return [own for own in found if own is not None]
 
 
 def _added(network: Any) -> Iterator[str]:

@@ -11,7 +11,6 @@ from iec.runtime.session import (
     attach,
     detach,
     participant,
-    participants,
     require_pipeline,
     timestep_of,
 )
@@ -28,7 +27,6 @@ __all__ = [
     "detach",
     "network_of",
     "participant",
-    "participants",
     "require_pipeline",
     "subclass",
     "timestep_of",

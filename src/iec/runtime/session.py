@@ -46,14 +46,7 @@ class Part:
 
 
 class Participant:
-    """What takes part in every run of a pipeline; this one only needs the clock.
-
-    technique, model: where it makes the pipeline's network efficient, how in words, and where it changes the weights,
-    the fingerprint of the network before that.
-    """
-
-    technique: str | None = None
-    model: str | None = None
+    """What takes part in every run of a pipeline; this one only needs the clock."""
 
     def join(self, run: "Run") -> Part:
         """Its part in one run."""
@@ -223,12 +216,6 @@ def participant(pipe: Any, name: str) -> Participant | None:
     """The participant of that name, or None."""
     attachment = _attachment(pipe)
     return None if attachment is None else attachment.participants.get(name)
-
-
-def participants(pipe: Any) -> list[Participant]:
-    """All that take part in the runs of `pipe`."""
-    attachment = _attachment(pipe)
-    return [] if attachment is None else list(attachment.participants.values())
 
 
 def _named(base: type[Any], pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

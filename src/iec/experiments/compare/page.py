@@ -19,11 +19,12 @@ from iec.experiments.compare.tables import (
     plot_points,
     verdict_sentence,
 )
+from iec.experiments.corrections import describe_correction
 from iec.experiments.figures.errors import error_line
 from iec.experiments.plans import technique_settings
 from iec.experiments.results import machine
 from iec.experiments.rows import Verdict
-from iec.experiments.settings import describe, describe_correction, quantizes
+from iec.experiments.settings import describe, quantizes
 from iec.reports.grid import picture_grid, png_bytes, thumbnails
 from iec.reports.html import PictureSection, PlotSection, Report, Section, TableSection, TextSection, write_html
 from iec.reports.lines import error_panel, line_plot

@@ -14,17 +14,19 @@ from iec.evaluation.cost import EvaluationCost, evaluation_cost
 from iec.evaluation.generate import generate
 from iec.evaluation.metrics.extractor import Titles
 from iec.evaluation.network_call import network_call
+from iec.experiments.corrections import CALIBRATED, FITTED_IEC, Correction, describe_correction
 from iec.experiments.measuring import Measurements
 from iec.experiments.plans import Calibration
 from iec.experiments.rows import cached_evaluation_cost
-from iec.experiments.settings import Setting, Technique, describe_correction
+from iec.experiments.settings import Setting, Technique
+from iec.method.adams import AdamsConfig
 from iec.method.config import IECConfig
 from iec.method.ddim import Spacing, spaced_timesteps
 from iec.method.steps import select_steps
 from iec.runtime import network_of
 
-#: The published correction, and the cheap one at both ends.
-DEFAULT_CORRECTIONS = (IECConfig.paper(), IECConfig(steps="edges:1/10"))
+#: What costs no evaluation, and the published correction as it is and at its best.
+DEFAULT_CORRECTIONS: tuple[Correction, ...] = (CALIBRATED, AdamsConfig(), IECConfig.paper(), FITTED_IEC)
 _TUNING_IMAGES, _ERROR_IMAGES = 256, 64
 _CALIBRATION = Calibration()
 
@@ -39,7 +41,7 @@ class Request:
     """
 
     technique: Technique | None = None
-    corrections: tuple[IECConfig, ...] = DEFAULT_CORRECTIONS
+    corrections: tuple[Correction, ...] = DEFAULT_CORRECTIONS
     num_steps: int = 20
     images: int = 500
     seed: int = 0
@@ -109,6 +111,8 @@ class Request:
             require_cacheable(network_of(pipe), cache)
             cache.require_fit(self.num_steps)
         for setting, correction in zip(self.corrected, self.corrections, strict=True):
+            if not isinstance(correction, IECConfig):
+                continue
             select_steps(correction.steps, self.num_steps)
             if not any(correction.relaxations) or setting.evaluations() == self.plain.evaluations():
                 raise ValueError(

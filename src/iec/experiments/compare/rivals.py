@@ -8,6 +8,7 @@ from iec.evaluation.cost import EvaluationCost
 from iec.experiments.compare.request import Request, cache_of
 from iec.experiments.samplers.sampling import Sampling, Solver
 from iec.experiments.settings import Setting, rivals
+from iec.method.config import IECConfig
 from iec.method.ddim import spaced_timesteps
 
 #: What a row is in a comparison; also the headings of its table, in their order.
@@ -103,7 +104,6 @@ def _rivals(setting: Setting, request: Request, unit: EvaluationCost) -> Iterato
     solvers = [replace(request.plain, sampler=Sampling(solver)) for solver in _SOLVERS]
     solved = [affordable(rival, budget, unit, request) for rival in solvers]
     yield from (Candidate("another solver", rival) for rival in solved if rival is not None)
-    assert setting.correction is not None
-    if cache_of(request.technique) is not None:
+    if cache_of(request.technique) is not None and isinstance(setting.correction, IECConfig):
         refresh = replace(setting.correction, relaxation=0, cache="refresh")
         yield Candidate("cache refresh without correction", replace(setting, correction=refresh))

@@ -12,6 +12,7 @@ from iec.evaluation.cost import EvaluationCost
 from iec.experiments.compare.errors import error_settings, measured_errors
 from iec.experiments.compare.request import Request
 from iec.experiments.compare.rivals import ROLES, Candidate, Role, candidates, tuned_families
+from iec.experiments.corrections import corrects
 from iec.experiments.plans import needs_plan
 from iec.experiments.results import StoredRow
 from iec.experiments.rows import Judge, Verdict, compare
@@ -167,7 +168,7 @@ def same_network(setting: Setting, request: Request) -> bool:
 
 
 def _is_corrected(setting: Setting) -> bool:
-    return setting.correction is not None and any(setting.correction.relaxations)
+    return corrects(setting.correction)
 
 
 def _is_rival(setting: Setting, stored: StoredRow, corrected: Setting, ours: StoredRow) -> bool:

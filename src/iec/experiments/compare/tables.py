@@ -3,8 +3,9 @@
 from iec.experiments.compare.request import cache_of
 from iec.experiments.compare.rivals import ROLES, Role
 from iec.experiments.compare.running import ComparedRow, Comparison, Contest, same_network
+from iec.experiments.corrections import describe_correction
 from iec.experiments.rows import Verdict
-from iec.experiments.settings import describe_correction, quantizes
+from iec.experiments.settings import quantizes
 from iec.experiments.spread import difference_spread, kernel_spread, psnr_spread, spread
 from iec.reports.plot import Point, pareto_front
 from iec.reports.table import Column, Row, RowStyle, Table

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from iec.experiments.corrections import describe_correction
 from iec.experiments.figures.config import FigureConfig
 from iec.experiments.figures.drawing import Drawing
 from iec.experiments.measuring import Measurements
-from iec.experiments.settings import Setting, describe_correction
+from iec.experiments.settings import Setting
 from iec.experiments.spread import kernel_spread, signed_percent, verdict_spread
 from iec.experiments.tables import OVERHEAD, MeasuredSystem, full_precision, measure_table
 from iec.experiments.tables_report import JudgedSystem, judge_table
@@ -44,7 +45,7 @@ def draw_steps(figure: FigureConfig, measurements: Measurements) -> Drawing:
 def corrected_percent(measured: MeasuredSystem) -> list[float]:
     """How many of a system's full steps each of its rows corrected, in percent, from the evaluations it counted."""
     full = [int(row.record["full_evaluations"]) for row in measured.rows]
-    passes = [1 if (found := setting.correction) is None else found.num_iterations for setting in measured.settings]
+    passes = [getattr(setting.correction, "num_iterations", 1) for setting in measured.settings]
     return [100 * (count - full[0]) / (full[0] * each) for count, each in zip(full, passes, strict=True)]
 
 

@@ -16,6 +16,7 @@ from iec.experiments.tables import ExperimentTable
 from iec.method.config import IECConfig
 from iec.method.noise import image_generator
 from iec.pipelines import enabled
+from iec.pipelines.enabling import Correction
 
 
 class LatentErrors:
@@ -42,8 +43,9 @@ class LatentErrors:
         if found is not None:
             told.on_images(table.images)
             return found[0]
+        correction = told.plans.correction(pipe, setting)
         with told.plans.applied(pipe, setting):
-            states = self._states(pipe, setting)
+            states = self._states(pipe, setting, correction)
         pairs = zip(states, self._reference, strict=True)
         errors = torch.cat([latent_errors(list(ours), list(reference)) for ours, reference in pairs], dim=1)
         self.errors.add(key, errors, {"setting": setting.label, "seed": table.seed, "images": table.images})
@@ -57,10 +59,12 @@ class LatentErrors:
         found = self.errors.find(self._key(pipe, setting))
         return None if found is None else found[0]
 
-    def _states(self, pipe: DiffusionPipeline, setting: Setting) -> list[torch.Tensor]:
+    def _states(
+        self, pipe: DiffusionPipeline, setting: Setting, correction: Correction | None = None
+    ) -> list[torch.Tensor]:
         """The states float32 [T, B, C, H, W] of every batch."""
         # Without a correction the run is still followed, so that every step's state can be recorded alike.
-        config = IECConfig(num_iterations=0) if setting.correction is None else setting.correction
+        config = IECConfig(num_iterations=0) if correction is None else correction
         size, found = self.table.batch_size, []
         arguments = call_arguments(pipe, size, dict(self.measurements.inputs))
         for start in range(0, self.table.images, size):

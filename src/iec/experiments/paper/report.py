@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from iec.evaluation.metrics.figure import Figure
+from iec.experiments.corrections import describe_correction
 from iec.experiments.paper.tables import OVERHEAD, PaperRow, PaperTable
-from iec.experiments.settings import describe_correction, quantizes
+from iec.experiments.settings import quantizes
 from iec.experiments.spread import signed_percent, spread
 from iec.reports.table import Column, Row, Table, to_markdown
 from iec.storage.files import write_json, write_text
