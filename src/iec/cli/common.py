@@ -27,7 +27,7 @@ Device = Annotated[str, typer.Option(help="A torch device, such as cpu or cuda."
 DType = Annotated[str, typer.Option(help="The network's dtype: float32, bfloat16, float16 or float64.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Cache = Annotated[
-    str | None, typer.Option(help="deepcache:N, also with ,branch=.. ,schedule=uniform|centred|power|dps.")
+    str | None, typer.Option(help="deepcache:N, also with ,branch=.. ,schedule=uniform|centred|power|dps or ,forecast.")
 ]
 Quantize = Annotated[str | None, typer.Option(help="wXaY, such as w8a8 or w4a8,reconstruction=layer; simulated.")]
 CacheQuant = Annotated[

@@ -1,6 +1,6 @@
 """The little languages of options and experiment files: what makes a model efficient, and how it is corrected.
 
-`deepcache:5,branch=2`, `w4a8`, `cachequant:5,w8a8`, and `relaxation=0.5,steps=edges:1/10`.
+`deepcache:5,branch=2`, `deepcache:5,forecast`, `w4a8`, `cachequant:5,w8a8`, and `relaxation=0.5,steps=edges:1/10`.
 """
 
 import re
@@ -11,7 +11,9 @@ from iec.efficient.quantization.reconstruction.config import Granularity, Recons
 from iec.experiments.settings import Technique
 from iec.method.config import IECConfig
 
-_CACHE_FIELDS = {"branch": int, "schedule": str, "centre": int, "power": float}
+_CACHE_FIELDS = {"branch": int, "schedule": str, "centre": int, "power": float, "forecast": bool}
+#: Settings that are on where only their name is given.
+_FLAGS = ("forecast",)
 _QUANTIZATION_FIELDS = {
     "softmax": int,
     "first_last": int,
@@ -38,14 +40,17 @@ _CORRECTION_NAMES = {
 
 
 def parse_cache(text: str | None) -> DeepCacheConfig | None:
-    """`deepcache:N`, with any of `,branch=..`, `,schedule=..`, `,centre=..`, `,power=..`; `none` or None: no cache."""
+    """`deepcache:N`, with any of `,branch=..`, `,schedule=..`, `,centre=..`, `,power=..`, `,forecast`; None: no cache.
+
+    `none` is no cache either.
+    """
     if text is None or text == "none":
         return None
     head, *rest = text.split(",")
     name, _, interval = head.partition(":")
     if name != "deepcache":
         raise ValueError(f"Unknown cache '{name}': use deepcache:N, such as deepcache:5.")
-    settings = {key: _cast(key, value, _CACHE_FIELDS) for key, value in map(_pair, rest)}
+    settings = {key: _cast(key, value, _CACHE_FIELDS) for key, value in map(_flag_or_pair, rest)}
     return DeepCacheConfig(interval=_number("the cache interval", interval, int), **settings)
 
 
@@ -162,6 +167,10 @@ def _pair(text: str) -> tuple[str, str]:
     if not equals or not key or not value:
         raise ValueError(f"'{text}' is no setting: write name=value, and separate settings by commas.")
     return key.strip(), value.strip()
+
+
+def _flag_or_pair(text: str) -> tuple[str, str]:
+    return (text.strip(), "true") if text.strip() in _FLAGS else _pair(text)
 
 
 def _cast(key: str, value: str, kinds: dict[str, type]) -> Any:

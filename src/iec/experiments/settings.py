@@ -104,7 +104,8 @@ def describe(technique: Technique | None) -> str:
     if technique is None:
         return "full precision"
     if isinstance(technique, DeepCacheConfig):
-        return f"DeepCache N={technique.interval}{_schedule(technique.schedule, 'uniform')}"
+        forecast = " forecast" if technique.forecast else ""
+        return f"DeepCache N={technique.interval}{_schedule(technique.schedule, 'uniform')}{forecast}"
     if isinstance(technique, QuantizationConfig):
         return _bits(technique)
     quantization = technique.quantization
