@@ -60,6 +60,7 @@ def test_corrections(text, expected):
         ("cachequant:5,w4a8,branch=1,schedule=dps", CacheQuantConfig(5, 1, "dps", 4, 8)),
         ("cachequant:3,w8a8,bias_correction=True", CacheQuantConfig(3, bias_correction=True)),
         ("cachequant:3,float", CacheQuantConfig(3, weights=None)),
+        ("cachequant:3,w4a8,forecast", CacheQuantConfig(3, weights=4, forecast=True)),
         (
             "cachequant:5,w4a8,reconstruction=block",
             CacheQuantConfig(5, weights=4, reconstruction=ReconstructionConfig("block")),

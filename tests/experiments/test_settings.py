@@ -96,6 +96,13 @@ def test_what_is_off_leaves_the_keys_of_stored_rows_as_they_were():
         (DeepCacheConfig(5, forecast=True), "DeepCache N=5 forecast", True),
         (DeepCacheConfig(5, schedule="dps", forecast=True), "DeepCache N=5 dps forecast", True),
         (DeepCacheConfig(5, schedule="dps"), "DeepCache N=5 dps", True),
+        (CacheQuantConfig(5), "CacheQuant N=5 W8A8", True),
+        (CacheQuantConfig(5, forecast=True), "CacheQuant N=5 forecast W8A8", True),
+        (
+            CacheQuantConfig(5, schedule="uniform", weights=None, forecast=True),
+            "CacheQuant N=5 uniform forecast float",
+            True,
+        ),
     ],
 )
 def test_a_forecast_is_named_and_needs_a_plan(config, name, plan):

@@ -21,7 +21,7 @@ _QUANTIZATION_FIELDS = {
     "storage": str,
     "bias_correction": bool,
 }
-_CACHEQUANT_FIELDS = {"branch": int, "schedule": str, "storage": str, "bias_correction": bool}
+_CACHEQUANT_FIELDS = {"branch": int, "schedule": str, "storage": str, "bias_correction": bool, "forecast": bool}
 _PRESETS = {
     "paper": IECConfig.paper,
     "released": IECConfig.released,
@@ -65,7 +65,7 @@ def parse_quantization(text: str | None) -> QuantizationConfig | None:
 
 
 def parse_cachequant(text: str | None) -> CacheQuantConfig | None:
-    """`N,wXaY` or `N,float`, with any of `,branch=..`, `,schedule=..`, `,reconstruction=layer|block`; None: none."""
+    """`N,wXaY` or `N,float`, with any of `,branch=..`, `,schedule=..`, `,forecast`, `,reconstruction=layer|block`."""
     if text is None or text == "none":
         return None
     interval, *rest = text.split(",")
@@ -134,7 +134,7 @@ def _bits(text: str) -> tuple[int, int]:
 
 def _quantization_settings(parts: list[str], kinds: dict[str, type]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
-    for key, value in map(_pair, parts):
+    for key, value in map(_flag_or_pair, parts):
         if key == "reconstruction":
             settings[key] = ReconstructionConfig(_granularity(value))
         else:

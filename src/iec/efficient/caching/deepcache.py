@@ -17,7 +17,7 @@ from torch import nn
 
 from iec.efficient.caching.blocks import count_entries, decoder_at, encoder_until, require_supported
 from iec.efficient.caching.config import CacheSettings
-from iec.efficient.caching.forecast import Forecast
+from iec.efficient.caching.memory import LATEST, Memory
 from iec.method.clock import current_clock
 from iec.runtime import subclass
 
@@ -45,11 +45,11 @@ def branch_of(module: Any, config: CacheSettings) -> int:
 
 
 def cached_class(
-    base: type[Any], config: CacheSettings, correct: Correct | None = None, forecast: Forecast | None = None
+    base: type[Any], config: CacheSettings, correct: Correct | None = None, memory: Memory = LATEST
 ) -> type[Any]:
     """A subclass of `base`, of the same name, whose evaluations follow the cache.
 
-    Of the stored feature, cached steps use the `forecast` first, and of that what `correct` makes.
+    The features go through `memory`; cached steps use what `correct` makes of what they find there.
     A ControlNet's residuals are added in full, of a cached step to the entries that it computes. An evaluation raises
     ValueError for a T2I-Adapter's residuals, and RuntimeError outside a run or a second time in one pass of a step.
     """
@@ -71,14 +71,9 @@ def cached_class(
 
         def take(hidden: torch.Tensor) -> torch.Tensor:
             if full:
-                if forecast is None:
-                    clock.storage[self] = hidden
-                else:
-                    forecast.keep(clock.storage, self, clock.step, hidden)
+                memory.keep(clock.storage, self, clock.step, hidden)
                 return hidden
-            used: torch.Tensor = clock.storage[self]
-            if forecast is not None:
-                used = forecast.at(clock.storage, self, clock.step)
+            used = memory.at(clock.storage, self, clock.step)
             return used if correct is None else correct(used, clock.step)
 
         output = base.forward(_cut(self, branch_of(self, config), full, take), *args, **kwargs)

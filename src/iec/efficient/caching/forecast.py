@@ -5,20 +5,19 @@ whose full steps do not exist yet is left out.
 """
 
 from bisect import bisect_right
-from collections.abc import Hashable, MutableMapping, Sequence
+from collections.abc import Hashable, Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 
+from iec.efficient.caching.memory import LATEST, Memory, Storage
+
 #: How many differences a forecast uses, and how many full steps before the latest they need.
 TERMS = 2
-#: A run's own memory, or a dictionary like it.
-Storage = MutableMapping[Any, Any]
 
 
 class Forecast:
-    """The forecast of a run with these full steps (sorted, beginning with 0) and gains, float64 [T, 2].
+    """The memory of a run with these full steps (sorted, beginning with 0) and gains, float64 [T, 2].
 
     A storage holds, for every owner, the feature to forecast from under `owner`, and the features of its last three
     full steps under `(owner, step)`: plain tensors, each replaced and never written into.
@@ -63,3 +62,8 @@ class Forecast:
         for gain, difference in zip(gains, self.differences(storage, owner, step), strict=False):
             feature = feature + sign * gain * difference
         return feature
+
+
+def memory_of(full_steps: Sequence[int], gains: torch.Tensor | None) -> Memory:
+    """A forecast with these gains; None: nothing is forecast."""
+    return LATEST if gains is None else Forecast(full_steps, gains)

@@ -82,7 +82,7 @@ def _finding(unet: Any, gains: _Gains) -> Iterator[None]:
     @functools.cache
     def cached_run(num_steps: int) -> type[Any]:
         gains.begin(num_steps)
-        return cached_class(base, gains.schedule, forecast=gains.forecast)
+        return cached_class(base, gains.schedule, memory=gains.forecast)
 
     @functools.wraps(base.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -9,7 +9,7 @@ from torch import nn
 
 from iec.efficient.caching.config import CalibratedSteps, DeepCacheConfig
 from iec.efficient.caching.deepcache import cached_class, require_cacheable
-from iec.efficient.caching.forecast import TERMS, Forecast
+from iec.efficient.caching.forecast import TERMS, memory_of
 from iec.efficient.plan_files import read_plan, require_model, write_plan
 from iec.efficient.sampler import Sampler, sampler_settings
 
@@ -43,8 +43,7 @@ class DeepCachePlan:
         """
         require_cacheable(network, self.cache)
         require_model(network, self.model)
-        forecast = None if self.gains is None else Forecast(self.full_steps, self.gains)
-        return cached_class(type(network), self.cache, forecast=forecast)
+        return cached_class(type(network), self.cache, memory=memory_of(self.full_steps, self.gains))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the plan into `folder`, all of it or nothing."""
