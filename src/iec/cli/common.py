@@ -31,7 +31,7 @@ Cache = Annotated[
 ]
 Quantize = Annotated[str | None, typer.Option(help="wXaY, such as w8a8 or w4a8,reconstruction=layer; simulated.")]
 CacheQuant = Annotated[
-    str | None, typer.Option(help="N,wXaY or N,float: cache and quantization, errors corrected per channel.")
+    str | None, typer.Option(help="N,wXaY or N,float, also with ,forecast: both, errors corrected per channel.")
 ]
 Prompt = Annotated[str | None, typer.Option(help="The prompt of a text-to-image pipeline.")]
 Prompts = Annotated[Path | None, typer.Option(help="A file of prompts, one a line, used in turn.")]
