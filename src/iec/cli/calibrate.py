@@ -59,7 +59,9 @@ def calibrate(
 
     technique = parse_one_technique(cache, quantize, cachequant)
     if technique is None:
-        raise ValueError("Nothing to calibrate: give --quantize, --cachequant, or --cache with schedule=dps.")
+        raise ValueError(
+            "Nothing to calibrate: give --quantize, --cachequant, or --cache with schedule=dps or with forecast."
+        )
     inputs = prompt_inputs(prompt, prompts)
     pipe = load_pipeline(model, torch_dtype(dtype), device, spacing)
     inputs |= listed(class_inputs(pipe, classes, seed), samples)

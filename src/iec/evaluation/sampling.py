@@ -63,7 +63,7 @@ def sample_to_folder(
         "seed": seed,
         "batch_size": batch_size,
         "spacing": spacing,
-        "cache": asdict(technique) if isinstance(technique, DeepCacheConfig) else None,
+        "cache": _cache_settings(technique) if isinstance(technique, DeepCacheConfig) else None,
         "plan": folder_digest(technique) if isinstance(technique, Path) else None,
         "correction": None if correction is None else correction.to_dict(),
         **recorded(inputs or {}),
@@ -99,6 +99,11 @@ def require_sampling(
         select_steps(correction.steps, num_steps)
     # Nothing is sampled before the first `next`.
     generate(pipe, num_images, num_steps, seed, batch_size, correction, inputs=inputs)
+
+
+def _cache_settings(config: DeepCacheConfig) -> dict[str, Any]:
+    """As JSON values; what is off is left out, so that folders from before there was a setting go on."""
+    return {name: value for name, value in asdict(config).items() if value is not False}
 
 
 def _count_calls(scheduler: Any, num_steps: int) -> int:

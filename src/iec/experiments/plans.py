@@ -242,7 +242,7 @@ def planned(
 
 def needs_plan(technique: Technique) -> bool:
     """Whether the technique has to be calibrated."""
-    return not isinstance(technique, DeepCacheConfig) or technique.schedule == "dps"
+    return not isinstance(technique, DeepCacheConfig) or technique.needs_plan
 
 
 def technique_settings(technique: Technique | None) -> dict[str, Any] | None:
