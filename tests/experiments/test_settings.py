@@ -62,15 +62,14 @@ def test_no_plain_interval_lies_closer_than_the_rivals(interval, steps, cached):
 
 def test_the_plan_runs_every_setting_once_and_fits_the_images_to_the_evaluations():
     config = DemoConfig.load()
-    plan = make_plan(config, config.techniques, UNIT)
+    plan = make_plan(config, config.systems, UNIT)
     assert len(set(plan.settings)) == len(plan.settings)
-    assert plan.settings[0] == Setting(20)
-    assert len(plan.rivals) == 6
-    assert {rival for group in plan.rivals.values() for rival in group} <= set(plan.settings)
-    assert plan.num_images >= 256
-    cheap = make_plan(config, config.techniques, EvaluationCost(1000, 10))
+    assert plan.settings[0] == plan.reference
+    assert {setting for system in plan.systems for setting in system.settings} <= set(plan.settings)
+    assert plan.num_images >= config.minimum_images
+    cheap = make_plan(config, config.systems, EvaluationCost(1000, 10))
     assert cheap.num_images >= plan.num_images
-    assert make_plan(config, config.techniques, UNIT, num_images=12).num_images == 12
+    assert make_plan(config, config.systems, UNIT, num_images=12).num_images == 12
     assert plan.evaluations == pytest.approx(plan.num_images * sum(s.cost(UNIT) for s in plan.settings))
 
 
