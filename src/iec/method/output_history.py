@@ -44,7 +44,8 @@ def correction_term(
 
     outputs: raw outputs, newest last. coefficients: lambda_i [m], or [m, bands]. constant: b_i, one per channel.
     """
-    by_band = coefficients.reshape(len(coefficients), -1).to(outputs[-1].device, outputs[-1].dtype)
+    by_band = coefficients if coefficients.dim() == 2 else coefficients[:, None]
+    by_band = by_band.to(outputs[-1].device, outputs[-1].dtype)
     total: torch.Tensor | None = None
     for weights, difference in zip(by_band, differences(outputs, len(by_band)), strict=False):
         term = torch.tensordot(weights, features(difference, len(weights), grid), 1)
