@@ -57,7 +57,9 @@ def test_the_bands_are_averages_interpolated(height, width):
 
 def test_every_image_and_channel_is_split_alone():
     x = noise(2, 3, 12, 12)
-    alone = torch.stack([torch.stack([split_bands(x[b : b + 1, c : c + 1])[:, 0, 0] for c in range(3)]) for b in (0, 1)])
+    alone = torch.stack(
+        [torch.stack([split_bands(x[b : b + 1, c : c + 1])[:, 0, 0] for c in range(3)]) for b in (0, 1)]
+    )
     torch.testing.assert_close(split_bands(x), alone.movedim(2, 0), rtol=0, atol=1e-14)
 
 
