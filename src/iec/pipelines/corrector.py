@@ -15,7 +15,7 @@ from iec.method.steps import select_steps
 from iec.method.summary import StepRecord, Summary
 from iec.pipelines.caches import CacheAdapter, bound_to, caches_of
 from iec.pipelines.correction_plan import CorrectionPlan
-from iec.pipelines.errors import IECUnsupportedError
+from iec.pipelines.errors import took_no_step
 from iec.pipelines.guided_output import GuidedOutput
 from iec.pipelines.guiders import GuiderHooks, has_guider
 from iec.pipelines.recording import Event, Recorder
@@ -82,10 +82,7 @@ class CorrectedRun(Part):
             self.summary.warnings += self._warnings(completed=exception[0] is None)
             self.corrector.latest = self.summary
         elif exception[0] is None and self.config.num_iterations:
-            raise IECUnsupportedError(
-                f"This {type(self.run.pipe).__name__} took no step of its own scheduler, so nothing could be "
-                "corrected: disable correction for it (iec.disable)."
-            )
+            raise took_no_step(self.run.pipe)
 
     def _warnings(self, completed: bool) -> Iterator[str]:
         made, planned = len(self.summary.steps), self.summary.num_steps

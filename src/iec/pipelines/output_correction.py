@@ -13,7 +13,7 @@ from iec.method.output_corrector import OutputCorrector, OutputRun
 from iec.method.summary import StepRecord, Summary
 from iec.pipelines.caches import bound_to, caches_of
 from iec.pipelines.correction_plan import CorrectionPlan
-from iec.pipelines.errors import IECUnsupportedError
+from iec.pipelines.errors import IECUnsupportedError, took_no_step
 from iec.pipelines.step_map import previous_sample, timestep_number
 from iec.pipelines.step_trial import step_kind
 from iec.pipelines.straight import straight
@@ -66,6 +66,8 @@ class OutputCorrectedRun(Part):
         if self.summary.steps:
             self.summary.warnings += self._warnings()
             self.correction.latest = self.summary
+        elif exception[0] is None:
+            raise took_no_step(self.run.pipe)
 
     def _warnings(self) -> list[str]:
         if self.plan is None:
