@@ -82,7 +82,7 @@ def test_equal_outputs_have_no_correction(bands, grid):
 
 def packed_by_hand(image):
     """Flux's order: a token is the 2 x 2 pixels of every channel."""
-    batch, channels, height, width = image.shape
+    _, channels, height, width = image.shape
     tokens = [
         torch.stack([image[:, c, 2 * i + a, 2 * j + b] for c in range(channels) for a in (0, 1) for b in (0, 1)], 1)
         for i in range(height // 2)
