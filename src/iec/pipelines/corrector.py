@@ -56,7 +56,7 @@ class CorrectedRun(Part):
         self.summary = Summary(0, 0)
         self.rounded_away: list[int] = []
         self._stack = ExitStack()
-        self._begun = False
+        self.begin, self._begun = 0, False
 
     def __enter__(self) -> "CorrectedRun":
         if self.corrector.plan is not None:
@@ -101,8 +101,12 @@ class CorrectedRun(Part):
             self.corrector.plan.require_timesteps(self.run.scheduler)
 
     def steps_known(self) -> None:
-        clock = self.run.clock
-        self.selected = select_steps(self.config.steps, clock.num_steps) if self.config.num_iterations else frozenset()
+        self.timesteps_set()
+        clock, plan = self.run.clock, self.corrector.plan
+        # A run may begin inside the timesteps of a plan, whose numbers are those of the whole grid.
+        self.begin = 0 if plan is None else plan.num_steps - clock.num_steps
+        steps = select_steps(self.config.steps, clock.num_steps + self.begin) if self.config.num_iterations else ()
+        self.selected = frozenset(step - self.begin for step in steps if step >= self.begin)
         self.summary.num_steps = clock.num_steps
         if not self._begun:
             self._begun = True
@@ -152,7 +156,7 @@ class CorrectedRun(Part):
             self.config,
             output,
             self.step_caches.settle,
-            self.corrector.relax(record.step),
+            self.corrector.relax(record.step + self.begin),
         )
         record.corrected, record.residuals, record.fell_back = True, result.residuals, result.fell_back
         assert result.output is not None
