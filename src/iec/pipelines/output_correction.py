@@ -13,6 +13,7 @@ from iec.method.output_corrector import OutputCorrector, OutputRun
 from iec.method.summary import StepRecord, Summary
 from iec.pipelines.caches import bound_to, caches_of
 from iec.pipelines.correction_plan import CorrectionPlan
+from iec.pipelines.deployment import call_arguments
 from iec.pipelines.errors import IECUnsupportedError, took_no_step
 from iec.pipelines.step_map import previous_sample, timestep_number
 from iec.pipelines.step_trial import step_kind
@@ -72,7 +73,7 @@ class OutputCorrectedRun(Part):
     def _warnings(self) -> list[str]:
         if self.plan is None:
             return []
-        guidance = self.plan.other_guidance(self.run.arguments)
+        guidance = self.plan.other_guidance(call_arguments(self.run.pipe, self.run.arguments))
         fallen = len(self.summary.by_rule("adams"))
         warnings = [] if guidance is None else [guidance]
         if fallen:
