@@ -36,14 +36,15 @@ def step_kind(scheduler: Any, arguments: Mapping[str, Any]) -> StepKind:
     takes = inspect.signature(type(scheduler).step).parameters
     settings = {name: arguments[name] for name in ("eta",) if name in takes and arguments.get(name) is not None}
     try:
-        states = _two_states(scheduler, settings)
-        _, base = states
+        base, other_noise = (_two_states(scheduler, settings, seed=seed) for seed in (0, 1))
         # A step that only ends an earlier one starts from the state of that one.
-        _, elsewhere = _two_states(scheduler, settings, first_output=1.0, first_sample=2.0)
-        once, twice = (_two_states(scheduler, settings, output=size)[1] for size in (_LARGE, 2 * _LARGE))
+        elsewhere = _two_states(scheduler, settings, first_output=1.0, first_sample=2.0)
+        once, twice = (
+            _two_states(scheduler, settings, first_output=size, output=size) for size in (_LARGE, 2 * _LARGE)
+        )
         return StepKind(
-            stochastic=not torch.equal(states, _two_states(scheduler, settings, seed=1)),
-            multistep=len(scheduler.timesteps) > 1 and not torch.equal(base, elsewhere),
+            stochastic=not torch.equal(base, other_noise),
+            multistep=len(scheduler.timesteps) > 1 and not torch.equal(base[1], elsewhere[1]),
             affine=bool((twice - 2 * once + base).abs().max() <= 1e-4 * (1 + twice.abs().max())),
         )
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as error:
