@@ -63,7 +63,7 @@ class FitConfig:
             raise ValueError(f"bands must be 1, 3 or None, but is {self.bands!r}.")
         if self.relaxation not in (None, "fitted"):
             raise ValueError(f"relaxation must be 'fitted' or None, but is {self.relaxation!r}.")
-        if self.relaxation and (self.history or self.bias or self.bands):
+        if self.relaxation and (self.history, self.bias, self.bands) != (None, None, None):
             raise ValueError("IEC's relaxation is fitted by itself: leave out history, bias and bands.")
 
     @property
@@ -109,6 +109,8 @@ def calibrate_correction(
     """
     require_pipeline(pipe)
     config = FitConfig(num_inference_steps, samples, seed, history, bias, bands, relaxation, substeps, batch_size)
+    if not isinstance(inputs, (Mapping, type(None))):
+        raise TypeError(f"inputs must be a mapping from arguments of the call, or None, but is {inputs!r}.")
     given = dict(inputs or {})
     batches = Batches(samples, batch_size, seed)
     if isinstance(reference, DiffusionPipeline):
