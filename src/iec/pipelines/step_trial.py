@@ -68,7 +68,8 @@ def _two_states(
     """
     own = copied_scheduler(scheduler)
     device = torch.as_tensor(own.timesteps).device
-    second, states = torch.ones(1, 1, 2, 2, device=device), []
+    second = torch.ones(1, 1, 2, 2, device=device)
+    states: list[torch.Tensor] = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for timestep in own.timesteps[:2]:
