@@ -253,6 +253,13 @@ def test_the_reference_runs_without_deepcache_which_is_put_back():
         assert not torch.equal(draw_images(pipe, 4), before)
         assert iec.summary(pipe).by_rule("plan") == [0, 1, 2, 3]
         assert [bool(record.full) for record in iec.summary(pipe).steps] == [True, False, True, False]
+    # Another cache would have decided otherwise at the third step.
+    other = replace(plan, fitted=replace(plan.fitted, full_steps=(True, False, False, False)))
+    with iec.enabled(pipe, other):
+        draw_images(pipe, 4)
+        summary = iec.summary(pipe)
+    assert [record.rule for record in summary.steps] == ["plan", "plan", "adams", "plan"]
+    assert "At 1 steps the cache decided otherwise" in str(summary)
     remove(pipe)
     assert torch.equal(draw_images(pipe, 4), plain)
 

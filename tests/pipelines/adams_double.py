@@ -21,9 +21,10 @@ def adams_double(scheduler, relaxation=0.6):
     @functools.wraps(base.step)
     def step(self, model_output, timestep, sample, *args, **kwargs):
         h = straight(self, model_output, timestep, sample)
-        corrected = h if self.last is None else h + relaxation * (h - self.last)
+        if self.last is not None:
+            model_output = given_back(self, h + relaxation * (h - self.last), timestep, sample)
         self.last = h.clone()
-        return base.step(self, given_back(self, corrected, timestep, sample), timestep, sample, *args, **kwargs)
+        return base.step(self, model_output, timestep, sample, *args, **kwargs)
 
     def straight(self, output, timestep, sample):
         if predicts(self) in ("epsilon", "flow"):
