@@ -1,5 +1,7 @@
 """Calibrations of other kinds of pipelines: guided, packed, in half precision, with a multistep scheduler."""
 
+import copy
+
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
@@ -31,6 +33,9 @@ def test_a_guided_pipeline_of_latents_is_calibrated():
         pipe(**{**call, "guidance_scale": scale})
         assert len(iec.summary(pipe).all_warnings) == warnings
     assert iec.summary(pipe).by_rule("plan") == [1, 2, 3, 4, 5]
+    offloaded = sd_pipe(ddim(), unet=copy.deepcopy(pipe.unet), vae=copy.deepcopy(pipe.vae))
+    offloaded.enable_sequential_cpu_offload(device="cpu")
+    iec.enable(offloaded, plan)  # of the same model
 
 
 @pytest.mark.parametrize("bands", [1, 3])

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from tiny_models import tiny_net, tiny_unet
 
 from iec.storage.network_sketch import network_sketch
@@ -32,6 +33,18 @@ def test_the_layout_in_memory_and_compilation_do_not_matter():
     assert sketch(tiny_unet().to(memory_format=torch.channels_last)) == expected
     assert sketch(torch.compile(tiny_unet())) == expected
     assert sketch(tiny_unet().train()) == expected
+
+
+@pytest.mark.parametrize("everything", [True, False])
+def test_weights_that_are_offloaded_are_the_same(everything):
+    """One after another, as `enable_sequential_cpu_offload` does, or some of them."""
+    expected, network = sketch(tiny_unet()), tiny_unet()
+    cpu_offload(network if everything else network.mid_block, torch.device("cpu"))
+    assert any(parameter.is_meta for parameter in network.parameters())
+    assert sketch(network) == expected
+    other = tiny_unet(1)
+    cpu_offload(other, torch.device("cpu"))
+    assert sketch(other) == sketch(tiny_unet(1)) != expected
 
 
 def test_the_dtype_and_the_name_matter():
