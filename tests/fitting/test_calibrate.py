@@ -404,7 +404,41 @@ def test_a_run_that_begins_inside_takes_the_lambdas_of_its_steps(pair):
     torch.testing.assert_close(found, x, rtol=0, atol=1e-12)
 
 
+def test_lambdas_beside_a_cache_are_fitted_at_its_full_steps():
+    pipe = ddim_pipe(tiny_unet())
+    apply(pipe, DeepCacheConfig(2, branch=0))
+    plan = iec.calibrate_correction(pipe, 4, samples=8, batch_size=3, relaxation="fitted")
+    assert plan.relaxations[1] == plan.relaxations[3] == 0
+    chosen = [step for step in (0, 2) if plan.relaxations[step]]
+    assert chosen
+    with iec.enabled(pipe, plan):
+        draw_images(pipe, 4)
+        summary = iec.summary(pipe)
+    assert summary.corrected == chosen
+    assert summary.full_evaluations == 2 + len(chosen)
+
+
 # Runs with a plan
+
+
+def test_a_correction_that_is_on_while_fitting_has_no_part_in_it(pair):
+    _, expected = told(pair)
+    pipe = NoisePipeline(Lagging(), quad())
+    iec.enable(pipe, iec.AdamsConfig(0.6))
+    before = draw(pipe, steps=4)
+    _, plan = told((pipe, pair[1]))
+    assert same(plan, expected)
+    assert torch.equal(draw(pipe, steps=4), before)
+
+
+def test_the_seed_and_the_number_of_trajectories_matter(pair):
+    pipe, reference = pair
+    settings = {"reference": reference, "substeps": 2, "history": 1, "bands": 1}
+    plans = [
+        iec.calibrate_correction(pipe, 4, **settings, **given)
+        for given in ({"samples": 8}, {"samples": 8, "seed": 1}, {"samples": 9})
+    ]
+    assert len({plan.fitted.coefficients.sum().item() for plan in plans}) == 3
 
 
 def test_a_run_that_begins_inside_takes_the_numbers_of_its_steps(pair):
