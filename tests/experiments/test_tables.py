@@ -9,6 +9,7 @@ import iec
 from iec.efficient import DeepCacheConfig, QuantizationConfig
 from iec.evaluation.bootstrap import Estimate
 from iec.experiments import measuring
+from iec.experiments.corrections import CALIBRATED
 from iec.experiments.plans import Calibration
 from iec.experiments.rows import Verdict
 from iec.experiments.samplers.sampling import Sampling
@@ -78,7 +79,8 @@ def test_table_four_is_imagenet_over_uniform_ddim_and_coco_over_stable_diffusion
         "MS-COCO IS": (39.81, 40.91),
         "MS-COCO CLIP": (26.87, 26.94),
     }
-    corrections = [setting.correction for setting in coco.settings(coco.systems[2])]
+    *corrections, calibrated = [setting.correction for setting in coco.settings(coco.systems[2])]
+    assert calibrated == CALIBRATED
     assert [None if c is None else c.steps for c in corrections] == [None, "first", "all"]
     assert coco.settings(coco.systems[2])[0].technique.cache.full_steps(51) == (0, *range(6, 51, 5))
     assert (imagenet.stem, coco.stem, load_table("table5").stem) == ("table4-imagenet", "table4-ms-coco", "table5")

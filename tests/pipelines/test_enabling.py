@@ -1,6 +1,7 @@
 """`enable`, `disable`, `enabled` and `summary`, as a user meets them."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,11 +80,19 @@ def test_enabled_ends_after_an_exception():
     assert type(pipe) is DDIMPipeline
 
 
-@pytest.mark.parametrize("config", ["paper", 0.5, {"relaxation": 0.5}])
+@pytest.mark.parametrize("config", [0.5, {"relaxation": 0.5}])
 def test_a_config_that_is_none_is_refused(config):
     pipe = ddim_pipe()
     with pytest.raises(TypeError, match="IECConfig"):
         iec.enable(pipe, config)
+    assert type(pipe) is DDIMPipeline
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_folder_without_a_plan_is_refused(kind):
+    pipe = ddim_pipe()
+    with pytest.raises(ValueError, match="'paper' holds no plan"):
+        iec.enable(pipe, kind("paper"))
     assert type(pipe) is DDIMPipeline
 
 

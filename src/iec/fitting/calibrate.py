@@ -1,6 +1,5 @@
 """`calibrate_correction`: from a pipeline to the plan of its correction."""
 
-import inspect
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -22,7 +21,7 @@ from iec.fitting.noise_levels import noise_levels
 from iec.fitting.reference import ReferenceStates, make_reference
 from iec.fitting.session import Progress, Session
 from iec.pipelines.correction_plan import CorrectionPlan, FitReport
-from iec.pipelines.deployment import denoisers, guidance_of, model_identity, technique_of
+from iec.pipelines.deployment import call_arguments, denoisers, guidance_of, model_identity, technique_of
 from iec.pipelines.scheduler_state import copied_scheduler
 from iec.runtime import Sampler, require_pipeline
 
@@ -64,7 +63,7 @@ class FitConfig:
             raise ValueError(f"bands must be 1, 3 or None, but is {self.bands!r}.")
         if self.relaxation not in (None, "fitted"):
             raise ValueError(f"relaxation must be 'fitted' or None, but is {self.relaxation!r}.")
-        if self.relaxation and (self.history or self.bias or self.bands):
+        if self.relaxation and (self.history, self.bias, self.bands) != (None, None, None):
             raise ValueError("IEC's relaxation is fitted by itself: leave out history, bias and bands.")
 
     @property
@@ -110,6 +109,8 @@ def calibrate_correction(
     """
     require_pipeline(pipe)
     config = FitConfig(num_inference_steps, samples, seed, history, bias, bands, relaxation, substeps, batch_size)
+    if not isinstance(inputs, (Mapping, type(None))):
+        raise TypeError(f"inputs must be a mapping from arguments of the call, or None, but is {inputs!r}.")
     given = dict(inputs or {})
     batches = Batches(samples, batch_size, seed)
     if isinstance(reference, DiffusionPipeline):
@@ -164,7 +165,7 @@ class _Calibration:
                 lambda trajectories: session.advance(trajectories * config.num_inference_steps * config.fine_steps),
             )
         shape = tuple(session.states.state(0, 0).shape)
-        session.latents = latents_of(self.pipe, shape, self._arguments())
+        session.latents = latents_of(self.pipe, shape, call_arguments(self.pipe, self.inputs))
         plain = session.plain_error(self.pipe)
         if config.relaxation is not None:
             lambdas = session.fit_relaxation(self.pipe)
@@ -172,9 +173,7 @@ class _Calibration:
             plan = self._plan(lambdas.sampler, shape, self._report(plain, lambdas.error()[0]))
             plan = replace(plan, relaxations=lambdas.all_relaxations())
         else:
-            best, tried = best_fit(
-                session, self.pipe, config.history, config.bands, config.bias, self.technique != "none"
-            )
+            best, tried = best_fit(session, self.pipe, config.history, config.bands, config.bias, self.efficient)
             assert best.sampler is not None
             report = replace(self._report(plain, best.error()[0]), tried=tried)
             if self.efficient:
@@ -202,7 +201,7 @@ class _Calibration:
                 yield self.pipe
 
     def _plan(self, sampler: Sampler, shape: tuple[int, ...], report: FitReport) -> CorrectionPlan:
-        guidance = guidance_of(self._arguments())
+        guidance = guidance_of(call_arguments(self.pipe, self.inputs))
         return CorrectionPlan(sampler, self.model, self.technique, shape[1:], report, guidance=guidance)
 
     def _report(self, plain: float, corrected: float) -> FitReport:
@@ -210,19 +209,12 @@ class _Calibration:
         name = "given" if isinstance(reference, DiffusionPipeline) else reference or "full precision"
         return FitReport(config.samples, config.seed, config.fine_steps, name, plain, corrected)
 
-    def _arguments(self) -> dict[str, Any]:
-        """The arguments of the pipeline's call with its defaults."""
-        parameters = inspect.signature(type(self.pipe).__call__).parameters
-        defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
-        return {**defaults, **self.inputs}
-
     def _evaluations(self) -> int:
         """About how many evaluations of one image it takes; candidates that need not be tried are counted."""
         config = self.config
-        efficient = self.technique != "none"
         fits = 2 if config.relaxation else 1 + (config.history is None) + (config.bands is None) + (config.bias is None)
         fits += self.efficient and not config.relaxation
-        held_out = (config.samples - config.held_out) * (1 + (efficient and not config.relaxation))
+        held_out = (config.samples - config.held_out) * (1 + (self.efficient and not config.relaxation))
         return config.num_inference_steps * (config.samples * (config.fine_steps + fits) + held_out)
 
 

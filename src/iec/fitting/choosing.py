@@ -19,12 +19,12 @@ def best_fit(
     history: int | None,
     bands: int | None,
     bias: bool | None,
-    quantized_or_cached: bool,
+    own_error: bool,
 ) -> tuple[OutputFit, tuple[TriedFit, ...]]:
     """The best fit, and all that were tried; what is not None is not chosen.
 
-    One choice after another, each with the best of the others: m, then bands, then the constants, which a network with
-    an error of its own begins with.
+    own_error: whether the network has another error than the solver's, which constants may correct. One choice after
+    another, each with the best of the others: m, then bands, then the constants, which such a network begins with.
     """
     fits: dict[Candidate, OutputFit] = {}
 
@@ -33,8 +33,8 @@ def best_fit(
             fits[candidate] = session.fit_outputs(pipe, candidate)
         return fits[candidate]
 
-    best = Candidate(1 if history is None else history, bands or 1, quantized_or_cached if bias is None else bias)
-    bias_open = bias is None and quantized_or_cached
+    best = Candidate(1 if history is None else history, bands or 1, own_error if bias is None else bias)
+    bias_open = bias is None and own_error
     for alternative in _alternatives(history is None, bands is None and session.latents.banded, bias_open):
         other = alternative(best)
         small, large = sorted((best, other), key=_size)

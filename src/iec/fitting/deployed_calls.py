@@ -11,7 +11,7 @@ from iec.efficient import applied, apply, remove
 from iec.efficient.trajectories import TrajectoryCalls
 from iec.method.noise import CALIBRATION_OFFSET, image_generator
 from iec.pipelines.deployment import denoisers, technique_of
-from iec.runtime import Participant, attach, detach
+from iec.runtime import Participant, attach, detach, subclass
 
 
 class Batches:
@@ -40,12 +40,19 @@ class Batches:
         own.set_progress_bar_config(disable=True)
         for place, participant in enumerate(by):
             attach(own, f"fitting {place}", participant)
+        # Caches that ask for the timestep ask the pipeline itself.
+        own.__class__ = subclass(type(own), _current_timestep=_attribute_of(pipe, "_current_timestep"))
         try:
             generators = [image_generator(CALIBRATION_OFFSET + self.seed, i) for i in part]
             TrajectoryCalls(own, num_steps, dict(inputs)).sample(own, generators, part.start)
         finally:
             for place in range(len(by)):
                 detach(own, f"fitting {place}")
+
+
+def _attribute_of(owner: Any, name: str) -> property:
+    """An attribute that is kept in another object."""
+    return property(lambda self: getattr(owner, name, None), lambda self, value: setattr(owner, name, value))
 
 
 @contextmanager

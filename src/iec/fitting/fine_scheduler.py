@@ -11,6 +11,7 @@ import torch
 
 from iec.fitting.noise_levels import FineGrid, refined
 from iec.pipelines.scheduler_state import copied_scheduler
+from iec.pipelines.step_map import previous_sample
 from iec.pipelines.step_trial import step_kind
 from iec.pipelines.straight import straight_at
 from iec.runtime import subclass
@@ -45,17 +46,27 @@ def fine_scheduler(scheduler: Any, substeps: int) -> Any:
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
         inner.set_timesteps(*args, **kwargs)
         require_fittable(inner)
-        grid = refined(inner, substeps)
+        self.fine_grid = grid = refined(inner, substeps)
+        self._last = self._states = None
+        if substeps == 1:
+            base.set_timesteps(self, *args, **kwargs)
+            return
         given = torch.as_tensor(inner.timesteps)
         self.timesteps = torch.tensor(grid.levels.timesteps, dtype=torch.float64, device=given.device).to(given.dtype)
         if getattr(inner, "sigmas", None) is not None:
             self.sigmas = torch.tensor(grid.levels.levels, dtype=inner.sigmas.dtype, device=inner.sigmas.device)
         self.num_inference_steps = inner.num_inference_steps
-        self.fine_grid, self._step_index, self._begin_index = grid, None, 0
-        self._last = self._states = None
+        self._step_index, self._begin_index = None, 0
 
     @functools.wraps(base.step)
-    def step(self: Any, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *_: Any, **kwargs: Any) -> Any:
+    def step(
+        self: Any, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        if substeps == 1:
+            stepped = base.step(self, model_output, timestep, sample, *args, **kwargs)
+            previous = previous_sample(stepped)
+            self._states = (previous, previous)
+            return stepped
         grid: FineGrid = self.fine_grid
         i = self._step_index or 0
         dtype = torch.promote_types(sample.dtype, torch.float32)
@@ -64,7 +75,7 @@ def fine_scheduler(scheduler: Any, substeps: int) -> Any:
         if self._states is not None and torch.equal(self._states[0], sample):
             state = self._states[1]
         h = straight_at(inner, lambda: grid.levels.levels[i]).of(model_output.to(dtype), state)
-        extrapolated = h if self._last is None or substeps == 1 else h + (h - self._last) / 2
+        extrapolated = h if self._last is None else h + (h - self._last) / 2
         if self._last is None or grid.levels.levels[i] != grid.levels.levels[i - 1]:
             self._last = h.clone()
         exact = grid.levels.step(i, state, extrapolated)
@@ -81,4 +92,4 @@ def exact_state(scheduler: Any) -> torch.Tensor:
     """The state [B, ...] that a fine scheduler's latest step led to, in float32 or better."""
     assert scheduler._states is not None
     state: torch.Tensor = scheduler._states[1]
-    return state
+    return state.to(torch.promote_types(state.dtype, torch.float32))

@@ -190,7 +190,12 @@ class CacheStates:
 
 
 def relative_errors(state: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """The norm of the error beside that of what is expected, float64 [B]."""
+    """The norm of the error beside that of what is expected, float64 [B]. Raises ValueError for another shape."""
+    if state.shape != expected.shape:
+        raise ValueError(
+            f"The reference has latents of shape {list(expected.shape[1:])}, but this pipeline of "
+            f"{list(state.shape[1:])}: give the full-precision pipeline of the same model and size."
+        )
     state, expected = state.detach().double().cpu().flatten(1), expected.double().flatten(1)
     errors: torch.Tensor = (state - expected).norm(dim=1) / expected.norm(dim=1).clamp_min(1e-12)
     return errors
@@ -210,13 +215,7 @@ def require_same_start(reference: ReferenceStates, batch: int, step: int, sample
     """Raise ValueError unless the first state is the reference's."""
     if step:
         return
-    start = reference.state(batch, 0).to(sample.device)
-    if start.shape != sample.shape:
-        raise ValueError(
-            f"The reference has latents of shape {list(start.shape[1:])}, but this pipeline of "
-            f"{list(sample.shape[1:])}: give the full-precision pipeline of the same model and size."
-        )
-    if relative_errors(sample, start.cpu()).max() > 0.02:
+    if relative_errors(sample, reference.state(batch, 0)).max() > 0.02:
         raise ValueError(
             "The reference starts from other noise than this pipeline: give a pipeline of the same kind, dtype and "
             "scheduler."

@@ -1,7 +1,6 @@
 """The noise levels between which a scheduler steps, and a finer grid of them."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -93,7 +92,7 @@ def refined(scheduler: Any, substeps: int) -> FineGrid:
     for i, (start, end) in enumerate(zip(given.timesteps, ends, strict=True)):
         last = i == len(ends) - 1
         # From the last timestep down to timestep 0, and from there to the end of no noise.
-        available = int(abs(start - end)) + last if whole else substeps
+        available = int(abs(start - end)) + last if whole else substeps if start != end else 1
         count = 1 if given.levels[i] == given.levels[i + 1] else max(1, min(substeps, available))
         for k, t in enumerate(_between(start, end, count, whole, to_end=last and given.kind != "flow")):
             timesteps.append(t)
@@ -129,8 +128,3 @@ def _is_flow(scheduler: Any) -> bool:
 
 def _ratio(alpha: float) -> float:
     return math.sqrt(1 / alpha - 1)
-
-
-def same_grid(first: Sequence[float], second: Sequence[float]) -> bool:
-    """Whether two grids of levels are the same, to single precision."""
-    return len(first) == len(second) and bool(np.allclose(first, second, rtol=1e-4, atol=1e-6))

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from iec.fitting.deployed_calls import Batches
 from iec.fitting.fine_scheduler import exact_state, fine_scheduler
-from iec.runtime import Part, Participant, Run
+from iec.pipelines.step_map import timestep_number
+from iec.runtime import Part, Participant, Run, timestep_of
 from iec.storage.files import write_atomically
 
 
@@ -93,6 +94,11 @@ class _Recording(Part):
         coarse = scheduler.fine_grid.coarse
         if self.taken >= len(coarse):
             raise ValueError("This pipeline goes over its timesteps more than once, so a correction cannot be fitted.")
+        if timestep_number(timestep_of(scheduler, args, kwargs)) != scheduler.timesteps[self.taken].item():
+            raise ValueError(
+                "This pipeline begins inside its timesteps or leaves some out, so a correction cannot be fitted in its "
+                "runs: calibrate with a pipeline that starts from noise."
+            )
         stepped = commit(*args, **kwargs)
         if not states:
             sample = kwargs["sample"] if "sample" in kwargs else args[2]

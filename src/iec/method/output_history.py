@@ -44,7 +44,8 @@ def correction_term(
 
     outputs: raw outputs, newest last. coefficients: lambda_i [m], or [m, bands]. constant: b_i, one per channel.
     """
-    by_band = coefficients.reshape(len(coefficients), -1).to(outputs[-1].device, outputs[-1].dtype)
+    by_band = coefficients if coefficients.dim() == 2 else coefficients[:, None]
+    by_band = by_band.to(outputs[-1].device, outputs[-1].dtype)
     parts = differences(outputs, len(by_band))
     total = _weighted(parts, by_band[: len(parts)], grid) if parts else None
     if constant is None:

@@ -201,6 +201,8 @@ class CorrectionPlan:
                     None if full_steps is None else tuple(map(bool, full_steps)),
                 )
                 plan = replace(plan, fitted=fitted)
+            if plan.fitted is None and plan.relaxations is None:
+                raise KeyError("coefficients")
             return plan
         except (KeyError, TypeError, AttributeError, AssertionError) as error:
             raise ValueError(f"The plan in '{folder}' is incomplete: {error}.") from error

@@ -15,7 +15,7 @@ from iec.method.steps import select_steps
 from iec.method.summary import StepRecord, Summary
 from iec.pipelines.caches import CacheAdapter, bound_to, caches_of
 from iec.pipelines.correction_plan import CorrectionPlan
-from iec.pipelines.errors import IECUnsupportedError
+from iec.pipelines.errors import took_no_step
 from iec.pipelines.guided_output import GuidedOutput
 from iec.pipelines.guiders import GuiderHooks, has_guider
 from iec.pipelines.recording import Event, Recorder
@@ -56,7 +56,7 @@ class CorrectedRun(Part):
         self.summary = Summary(0, 0)
         self.rounded_away: list[int] = []
         self._stack = ExitStack()
-        self._begun = False
+        self.begin, self._begun = 0, False
 
     def __enter__(self) -> "CorrectedRun":
         if self.corrector.plan is not None:
@@ -82,10 +82,7 @@ class CorrectedRun(Part):
             self.summary.warnings += self._warnings(completed=exception[0] is None)
             self.corrector.latest = self.summary
         elif exception[0] is None and self.config.num_iterations:
-            raise IECUnsupportedError(
-                f"This {type(self.run.pipe).__name__} took no step of its own scheduler, so nothing could be "
-                "corrected: disable correction for it (iec.disable)."
-            )
+            raise took_no_step(self.run.pipe)
 
     def _warnings(self, completed: bool) -> Iterator[str]:
         made, planned = len(self.summary.steps), self.summary.num_steps
@@ -104,8 +101,12 @@ class CorrectedRun(Part):
             self.corrector.plan.require_timesteps(self.run.scheduler)
 
     def steps_known(self) -> None:
-        clock = self.run.clock
-        self.selected = select_steps(self.config.steps, clock.num_steps) if self.config.num_iterations else frozenset()
+        self.timesteps_set()
+        clock, plan = self.run.clock, self.corrector.plan
+        # A run may begin inside the timesteps of a plan, whose numbers are those of the whole grid.
+        self.begin = 0 if plan is None else plan.num_steps - clock.num_steps
+        steps = select_steps(self.config.steps, clock.num_steps + self.begin) if self.config.num_iterations else ()
+        self.selected = frozenset(step - self.begin for step in steps if step >= self.begin)
         self.summary.num_steps = clock.num_steps
         if not self._begun:
             self._begun = True
@@ -155,7 +156,7 @@ class CorrectedRun(Part):
             self.config,
             output,
             self.step_caches.settle,
-            self.corrector.relax(record.step),
+            self.corrector.relax(record.step + self.begin),
         )
         record.corrected, record.residuals, record.fell_back = True, result.residuals, result.fell_back
         assert result.output is not None

@@ -1,5 +1,6 @@
 """What a pipeline runs with: which networks denoise, what makes them efficient, and how strongly they are guided."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -29,6 +30,12 @@ def technique_of(pipe: Any) -> str:
     ours = [own.name for own in _identities(pipe)]
     others = [f"{name}: {part}" for name, network in denoisers(pipe).items() for part in _added(network)]
     return "; ".join([*ours, *others]) or "none"
+
+
+def call_arguments(pipe: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a pipeline's call, with its defaults for those that are not given."""
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    return {**{name: p.default for name, p in parameters.items() if p.default is not p.empty}, **given}
 
 
 def guidance_of(arguments: Mapping[str, Any]) -> dict[str, float]:

@@ -13,7 +13,8 @@ from iec.method.output_corrector import OutputCorrector, OutputRun
 from iec.method.summary import StepRecord, Summary
 from iec.pipelines.caches import bound_to, caches_of
 from iec.pipelines.correction_plan import CorrectionPlan
-from iec.pipelines.errors import IECUnsupportedError
+from iec.pipelines.deployment import call_arguments
+from iec.pipelines.errors import IECUnsupportedError, took_no_step
 from iec.pipelines.step_map import previous_sample, timestep_number
 from iec.pipelines.step_trial import step_kind
 from iec.pipelines.straight import straight
@@ -66,11 +67,13 @@ class OutputCorrectedRun(Part):
         if self.summary.steps:
             self.summary.warnings += self._warnings()
             self.correction.latest = self.summary
+        elif exception[0] is None:
+            raise took_no_step(self.run.pipe)
 
     def _warnings(self) -> list[str]:
         if self.plan is None:
             return []
-        guidance = self.plan.other_guidance(self.run.arguments)
+        guidance = self.plan.other_guidance(call_arguments(self.run.pipe, self.run.arguments))
         fallen = len(self.summary.by_rule("adams"))
         warnings = [] if guidance is None else [guidance]
         if fallen:

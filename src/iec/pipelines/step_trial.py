@@ -36,11 +36,15 @@ def step_kind(scheduler: Any, arguments: Mapping[str, Any]) -> StepKind:
     takes = inspect.signature(type(scheduler).step).parameters
     settings = {name: arguments[name] for name in ("eta",) if name in takes and arguments.get(name) is not None}
     try:
-        base = _second_state(scheduler, settings)
-        once, twice = (_second_state(scheduler, settings, output=size) for size in (_LARGE, 2 * _LARGE))
+        base, other_noise = (_two_states(scheduler, settings, seed=seed) for seed in (0, 1))
+        # A step that only ends an earlier one starts from the state of that one.
+        elsewhere = _two_states(scheduler, settings, first_output=1.0, first_sample=2.0)
+        once, twice = (
+            _two_states(scheduler, settings, first_output=size, output=size) for size in (_LARGE, 2 * _LARGE)
+        )
         return StepKind(
-            stochastic=not torch.equal(base, _second_state(scheduler, settings, seed=1)),
-            multistep=not torch.equal(base, _second_state(scheduler, settings, first_output=1.0)),
+            stochastic=not torch.equal(base, other_noise),
+            multistep=len(scheduler.timesteps) > 1 and not torch.equal(base[1], elsewhere[1]),
             affine=bool((twice - 2 * once + base).abs().max() <= 1e-4 * (1 + twice.abs().max())),
         )
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as error:
@@ -50,22 +54,32 @@ def step_kind(scheduler: Any, arguments: Mapping[str, Any]) -> StepKind:
         ) from error
 
 
-def _second_state(
-    scheduler: Any, settings: Mapping[str, Any], first_output: float = 0.0, output: float = 0.0, seed: int = 0
+def _two_states(
+    scheduler: Any,
+    settings: Mapping[str, Any],
+    first_output: float = 0.0,
+    first_sample: float = 1.0,
+    output: float = 0.0,
+    seed: int = 0,
 ) -> torch.Tensor:
-    """What the second step (of a run of one step: the first) makes of a fixed state and output."""
+    """What the first two steps make of these outputs and samples, [2, ...]; the second one's sample is always 1.
+
+    Of a run of one step: what that makes of the second one's, twice.
+    """
     own = copied_scheduler(scheduler)
     device = torch.as_tensor(own.timesteps).device
-    state = torch.ones(1, 1, 2, 2, device=device)
-    result = state
+    second = torch.ones(1, 1, 2, 2, device=device)
+    states: list[torch.Tensor] = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         # Not `torch.manual_seed`, which seeds every kind of device and takes a millisecond.
         on_cuda = device.type == "cuda"
         generator = torch.cuda.default_generators[device.index or 0] if on_cuda else torch.default_generator
         generator.manual_seed(seed)
-        for i, timestep in enumerate(own.timesteps[:2]):
+        for timestep in own.timesteps[:2]:
+            first = not states and len(own.timesteps) > 1
+            sample = first_sample * second if first else second
             if hasattr(own, "scale_model_input"):
-                own.scale_model_input(state, timestep)
-            given = torch.full_like(state, first_output if i == 0 and len(own.timesteps) > 1 else output)
-            result = previous_sample(own.step(given, timestep, state, **settings))
-    return result
+                own.scale_model_input(sample, timestep)
+            given = torch.full_like(sample, first_output if first else output)
+            states.append(previous_sample(own.step(given, timestep, sample, **settings)))
+    return torch.stack([states[0], states[-1]])
