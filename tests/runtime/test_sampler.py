@@ -6,8 +6,8 @@ from diffusers import DDIMScheduler, UniPCMultistepScheduler
 from tiny_models import ddim_pipe, draw, tiny_unet
 
 from iec.efficient import CacheQuantConfig, DeepCacheConfig, QuantizationConfig, apply, calibrate, load_plan, remove
-from iec.runtime.sampler import Sampler
 from iec.runtime import SpacedDDIMScheduler
+from iec.runtime.sampler import Sampler
 
 CONFIGS = [QuantizationConfig(), CacheQuantConfig(2), DeepCacheConfig(2, schedule="dps")]
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from diffusers import DiffusionPipeline
@@ -73,6 +74,11 @@ class FitConfig:
         return self.substeps or max(2, -(-_FINE_STEPS // self.num_inference_steps))
 
     @property
+    def fixed(self) -> dict[str, int]:
+        """What is given of the choices that held-out trajectories make otherwise."""
+        return {name: value for name in ("history", "bias", "bands") if (value := getattr(self, name)) is not None}
+
+    @property
     def held_out(self) -> int:
         """From this trajectory on, a quarter is not fitted, and chooses among what was."""
         return self.samples - max(2, self.samples // 4)
@@ -108,17 +114,10 @@ def calibrate_correction(
     Raises ValueError or TypeError, in one sentence and before anything is sampled, for settings, a scheduler, a
     reference or a checkpoint that does not fit.
     """
-    require_pipeline(pipe)
     config = FitConfig(num_inference_steps, samples, seed, history, bias, bands, relaxation, substeps, batch_size)
     given = dict(inputs or {})
+    require_fit(pipe, config, reference, given)
     batches = Batches(samples, batch_size, seed)
-    if isinstance(reference, DiffusionPipeline):
-        require_pipeline(reference)
-        _require_alike(pipe, reference)
-    elif reference not in (None, "self"):
-        raise TypeError(f"reference must be a pipeline, None or 'self', but is {reference!r}.")
-    TrajectoryCalls(pipe, num_inference_steps, given)  # refuses inputs that the pipeline does not take
-    _require_scheduler(pipe, num_inference_steps)
     kept = None if checkpoint is None else Checkpoint(checkpoint, _identity(pipe, reference, config, given))
     with ExitStack() as stack:
         unkept = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -128,6 +127,24 @@ def calibrate_correction(
     if kept is not None:
         kept.finish()
     return plan
+
+
+def require_fit(
+    pipe: DiffusionPipeline,
+    config: FitConfig,
+    reference: DiffusionPipeline | Literal["self"] | None = None,
+    inputs: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Raise ValueError or TypeError, in one sentence, for what `calibrate_correction` refuses before any work."""
+    require_pipeline(pipe)
+    Batches(config.samples, config.batch_size, config.seed)  # refuses a seed outside its range
+    if isinstance(reference, DiffusionPipeline):
+        require_pipeline(reference)
+        _require_alike(pipe, reference)
+    elif reference not in (None, "self"):
+        raise TypeError(f"reference must be a pipeline, None or 'self', but is {reference!r}.")
+    TrajectoryCalls(pipe, config.num_inference_steps, dict(inputs))  # refuses inputs that the pipeline does not take
+    _require_scheduler(pipe, config.num_inference_steps)
 
 
 class _Calibration:
@@ -208,7 +225,7 @@ class _Calibration:
     def _report(self, plain: float, corrected: float) -> FitReport:
         config, reference = self.config, self.reference
         name = "given" if isinstance(reference, DiffusionPipeline) else reference or "full precision"
-        return FitReport(config.samples, config.seed, config.fine_steps, name, plain, corrected)
+        return FitReport(config.samples, config.seed, config.fine_steps, name, plain, corrected, fixed=config.fixed)
 
     def _arguments(self) -> dict[str, Any]:
         """The arguments of the pipeline's call with its defaults."""
