@@ -63,10 +63,9 @@ class Session:
                 "samples."
             )
         fit = RelaxationFit(self.states, self.held_out)
-        finish = final_errors(self.states, fit.errors)
 
         def standing(batch: int, first: int, pause: Pause) -> list[Participant]:
-            return [FittedCorrector(fit, batch, first, pause), FinalState(batch, finish)]
+            return [FittedCorrector(fit, batch, first, pause), FinalState(batch, fit.finish)]
 
         self._in_lockstep(pipe, fit.solve, standing)
         return fit
