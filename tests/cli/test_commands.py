@@ -195,3 +195,18 @@ def test_sample_calibrates_once_and_keeps_the_plan(iec, model, tmp_path):
     code, _, error = iec(*[a if a != "w8a8" else "w4a8" for a in arguments], "-n", 2)
     assert code == 2
     assert "holds the plan of another technique" in last_sentence(error)
+
+
+def test_a_forecast_is_calibrated_by_command_or_on_the_way(iec, model, tmp_path):
+    plan, cache = tmp_path / "plan", ["--cache", "deepcache:2,branch=1,forecast", "--steps", 4]
+    assert iec("calibrate", model, *cache, "-o", plan)[0] == 0
+    sample = ["sample", model, "-n", 2, "--steps", 4]
+    assert iec(*sample, "--plan", plan, "-o", tmp_path / "by-plan")[0] == 0
+    code, printed, _ = iec(*sample, *cache, "-o", tmp_path / "by-itself")
+    assert code == 0
+    assert "2 full and 2 cached evaluations per image" in printed
+    for name in ("000000.png", "000001.png"):
+        assert (tmp_path / "by-plan" / name).read_bytes() == (tmp_path / "by-itself" / name).read_bytes()
+    code, _, error = iec("sample", model, "--steps", 5, "--plan", plan, "-o", tmp_path / "other")
+    assert code == 2
+    assert "for 4 steps, but the run has 5" in last_sentence(error)

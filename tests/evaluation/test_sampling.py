@@ -39,6 +39,7 @@ def test_the_record_holds_settings_seeds_and_cost(tmp_path):
     record = json.loads((tmp_path / "sampling.json").read_text())
     assert record["generator_seeds"] == [7_000_000 + i for i in range(6)]
     assert record["settings"]["cache"]["interval"] == 2
+    assert "forecast" not in record["settings"]["cache"]  # nor in folders from before there was one
     assert iec.IECConfig.from_dict(record["settings"]["correction"]) == correction
     # T=4, N=2: full at steps 0 and 2, each corrected once.
     assert (record["cost"]["full_evaluations"], record["cost"]["cached_evaluations"]) == (4, 2)
@@ -47,7 +48,10 @@ def test_the_record_holds_settings_seeds_and_cost(tmp_path):
     assert len(digests(tmp_path)) == 6
 
 
-@pytest.mark.parametrize("config", [DeepCacheConfig(2, schedule="dps"), QuantizationConfig(), CacheQuantConfig(2)])
+@pytest.mark.parametrize(
+    "config",
+    [DeepCacheConfig(2, schedule="dps"), DeepCacheConfig(2, forecast=True), QuantizationConfig(), CacheQuantConfig(2)],
+)
 def test_the_cost_of_an_applied_plan_is_reported(tmp_path, config):
     calibrate(ddim_pipe(tiny_unet()), config, 4, samples=2).save_pretrained(tmp_path / "plan")
     sample(tmp_path / "out", technique=tmp_path / "plan")

@@ -19,6 +19,10 @@ from iec.experiments.language import (
         (None, None),
         ("none", None),
         ("deepcache:5", DeepCacheConfig(5)),
+        ("deepcache:5,forecast", DeepCacheConfig(5, forecast=True)),
+        ("deepcache:5,forecast=true,branch=0", DeepCacheConfig(5, 0, forecast=True)),
+        ("deepcache:5, forecast ,schedule=dps", DeepCacheConfig(5, schedule="dps", forecast=True)),
+        ("deepcache:5,forecast=false", DeepCacheConfig(5)),
         ("deepcache:10,branch=2,schedule=centred,centre=12,power=1.2", DeepCacheConfig(10, 2, "centred", 12, 1.2)),
     ],
 )
@@ -56,6 +60,7 @@ def test_corrections(text, expected):
         ("cachequant:5,w4a8,branch=1,schedule=dps", CacheQuantConfig(5, 1, "dps", 4, 8)),
         ("cachequant:3,w8a8,bias_correction=True", CacheQuantConfig(3, bias_correction=True)),
         ("cachequant:3,float", CacheQuantConfig(3, weights=None)),
+        ("cachequant:3,w4a8,forecast", CacheQuantConfig(3, weights=4, forecast=True)),
         (
             "cachequant:5,w4a8,reconstruction=block",
             CacheQuantConfig(5, weights=4, reconstruction=ReconstructionConfig("block")),
@@ -94,6 +99,8 @@ def test_three_options_name_one_technique():
         (parse_cache, "deepcache:five", "the cache interval must be an integer"),
         (parse_cache, "deepcache:0", "interval must be at least 1"),
         (parse_cache, "deepcache:5,branch=a", "branch must be an integer"),
+        (parse_cache, "deepcache:5,branch", "'branch' is no setting: write name=value"),
+        (parse_cache, "deepcache:5,forecast=2", "forecast must be true or false, but is '2'"),
         (parse_cache, "deepcache:5,depth=1", "Unknown setting 'depth'"),
         (parse_correction, "relaxation=2", r"relaxation must lie in \[0, 2\)"),
         (parse_correction, "relaxation=nan", r"relaxation must lie in \[0, 2\)"),

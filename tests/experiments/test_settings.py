@@ -6,8 +6,8 @@ import iec
 from iec.efficient import CacheQuantConfig, DeepCacheConfig, QuantizationConfig
 from iec.evaluation.cost import EvaluationCost
 from iec.experiments.demo import DemoConfig, make_plan
-from iec.experiments.plans import technique_settings
-from iec.experiments.settings import Setting, rivals
+from iec.experiments.plans import needs_plan, technique_settings
+from iec.experiments.settings import Setting, describe, rivals
 
 UNIT = EvaluationCost(1000, 416)
 
@@ -18,6 +18,7 @@ UNIT = EvaluationCost(1000, 416)
         (Setting(20), (20, 0)),
         (Setting(20, DeepCacheConfig(5)), (4, 16)),
         (Setting(20, DeepCacheConfig(10)), (2, 18)),
+        (Setting(20, DeepCacheConfig(5, schedule="plms", forecast=True)), (4, 16)),
         (Setting(20, None, iec.IECConfig()), (40, 0)),
         (Setting(20, None, iec.IECConfig(steps="edges:1/10")), (24, 0)),
         (Setting(20, DeepCacheConfig(5), iec.IECConfig()), (8, 16)),
@@ -61,15 +62,14 @@ def test_no_plain_interval_lies_closer_than_the_rivals(interval, steps, cached):
 
 def test_the_plan_runs_every_setting_once_and_fits_the_images_to_the_evaluations():
     config = DemoConfig.load()
-    plan = make_plan(config, config.techniques, UNIT)
+    plan = make_plan(config, config.systems, UNIT)
     assert len(set(plan.settings)) == len(plan.settings)
-    assert plan.settings[0] == Setting(20)
-    assert len(plan.rivals) == 6
-    assert {rival for group in plan.rivals.values() for rival in group} <= set(plan.settings)
-    assert plan.num_images >= 256
-    cheap = make_plan(config, config.techniques, EvaluationCost(1000, 10))
+    assert plan.settings[0] == plan.reference
+    assert {setting for system in plan.systems for setting in system.settings} <= set(plan.settings)
+    assert plan.num_images >= config.minimum_images
+    cheap = make_plan(config, config.systems, EvaluationCost(1000, 10))
     assert cheap.num_images >= plan.num_images
-    assert make_plan(config, config.techniques, UNIT, num_images=12).num_images == 12
+    assert make_plan(config, config.systems, UNIT, num_images=12).num_images == 12
     assert plan.evaluations == pytest.approx(plan.num_images * sum(s.cost(UNIT) for s in plan.settings))
 
 
@@ -77,3 +77,33 @@ def test_what_is_off_leaves_the_keys_of_stored_rows_as_they_were():
     assert "bias_correction" not in technique_settings(QuantizationConfig())
     assert technique_settings(QuantizationConfig(bias_correction=True))["bias_correction"] is True
     assert "bias_correction" not in technique_settings(CacheQuantConfig())
+    assert technique_settings(DeepCacheConfig(5, 0)) == {
+        "kind": "DeepCacheConfig",
+        "interval": 5,
+        "branch": 0,
+        "schedule": "uniform",
+        "centre": 15,
+        "power": 1.4,
+    }
+    assert technique_settings(DeepCacheConfig(forecast=True))["forecast"] is True
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "plan"),
+    [
+        (DeepCacheConfig(5), "DeepCache N=5", False),
+        (DeepCacheConfig(5, forecast=True), "DeepCache N=5 forecast", True),
+        (DeepCacheConfig(5, schedule="dps", forecast=True), "DeepCache N=5 dps forecast", True),
+        (DeepCacheConfig(5, schedule="dps"), "DeepCache N=5 dps", True),
+        (CacheQuantConfig(5), "CacheQuant N=5 W8A8", True),
+        (CacheQuantConfig(5, forecast=True), "CacheQuant N=5 forecast W8A8", True),
+        (
+            CacheQuantConfig(5, schedule="uniform", weights=None, forecast=True),
+            "CacheQuant N=5 uniform forecast float",
+            True,
+        ),
+    ],
+)
+def test_a_forecast_is_named_and_needs_a_plan(config, name, plan):
+    assert describe(config) == name
+    assert needs_plan(config) == plan

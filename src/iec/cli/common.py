@@ -29,11 +29,11 @@ Device = Annotated[str, typer.Option(help="A torch device, such as cpu or cuda."
 DType = Annotated[str, typer.Option(help="The network's dtype: float32, bfloat16, float16 or float64.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Cache = Annotated[
-    str | None, typer.Option(help="deepcache:N, also with ,branch=.. ,schedule=uniform|centred|power|dps.")
+    str | None, typer.Option(help="deepcache:N, also with ,branch=.. ,schedule=uniform|centred|power|dps or ,forecast.")
 ]
 Quantize = Annotated[str | None, typer.Option(help="wXaY, such as w8a8 or w4a8,reconstruction=layer; simulated.")]
 CacheQuant = Annotated[
-    str | None, typer.Option(help="N,wXaY or N,float: cache and quantization, errors corrected per channel.")
+    str | None, typer.Option(help="N,wXaY or N,float, also with ,forecast: both, errors corrected per channel.")
 ]
 Prompt = Annotated[str | None, typer.Option(help="The prompt of a text-to-image pipeline.")]
 Prompts = Annotated[Path | None, typer.Option(help="A file of prompts, one a line, used in turn.")]

@@ -18,6 +18,13 @@ class Accumulator(Protocol):
         """Become what gave `state`. Raises KeyError where a tensor is missing."""
 
 
+class Stepwise(Accumulator, Protocol):
+    """Something that gathers one step of all trajectories after the other, and is complete in itself after each."""
+
+    def meet(self) -> float:
+        """All trajectories have given their part of a step: the share of the run that is done with it."""
+
+
 def joined(states: Mapping[str, State]) -> dict[str, torch.Tensor]:
     """Several states as one."""
     return {f"{part}/{name}": tensor for part, state in states.items() for name, tensor in state.items()}

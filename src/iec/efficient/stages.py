@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from iec.efficient.accumulators import Accumulator
+from iec.efficient.accumulators import Accumulator, Stepwise
 from iec.efficient.checkpoint import Checkpoint
 from iec.efficient.trajectories import Trajectories
 
@@ -44,6 +44,31 @@ class Stages:
         if begun:
             progress(begun, self.trajectories.samples)
         self.trajectories.run(batch_ends, begun)
+
+    def run_together(self, name: str, accumulator: Stepwise) -> None:
+        """As `run`, but with all trajectories at once, which wait for one another at the steps that `accumulator`
+        gathers; one that was taken up begins anew, and does not wait at steps that are done.
+
+        Progress tells the share of the steps that are done as if it were one of the trajectories.
+        """
+        samples = self.trajectories.samples
+        begun, progress = self._taken_up(name, accumulator), self.next_stage()
+
+        def steps_end(share: float) -> None:
+            done = int(share * samples)
+            if self.checkpoint is not None and (share == 1 or self.checkpoint.due()):
+                self.checkpoint.save(name, done, accumulator.state())
+            progress(done, samples)
+
+        def meeting() -> None:
+            if (share := accumulator.meet()) < 1:
+                steps_end(share)
+
+        if begun:
+            progress(begun, samples)
+        if begun < samples:
+            self.trajectories.run_together(meeting)
+            steps_end(1)
 
     def next_stage(self) -> Progress:
         """The progress of a stage that runs the trajectories by itself, always all of them."""

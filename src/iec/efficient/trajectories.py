@@ -1,12 +1,16 @@
 """The full-precision trajectories of a pipeline, over which everything is calibrated."""
 
+import copy
+import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 
+from iec.efficient.lockstep import run_together
 from iec.method.noise import CALIBRATION_OFFSET, image_generator
 from iec.runtime import Participant, attach, call_parameters, detach
 
@@ -45,14 +49,45 @@ class Trajectories:
         start: how many were run before, in whole batches.
         """
         pipe = self._calls.pipe
-        attach(pipe, _NAME, Participant())
-        try:
+        with self._clocked():
             for first in range(start, self.samples, self.batch_size):
-                indices = range(first, min(first + self.batch_size, self.samples))
-                self._calls.sample([image_generator(CALIBRATION_OFFSET + self.seed, i) for i in indices], first)
-                on_progress(indices.stop, self.samples)
+                generators = self._generators(first)
+                self._calls.sample(pipe, generators, first)
+                on_progress(first + len(generators), self.samples)
+
+    def run_together(self, on_meeting: Callable[[], None]) -> None:
+        """Run them all at once: one batch at a time goes on, until it waits for the others (`wait_for_all`).
+
+        on_meeting: called whenever all wait. Every batch has a copy of the pipeline, which shares all components but
+        the scheduler.
+        """
+        with self._clocked():
+            firsts = range(0, self.samples, self.batch_size)
+            sample, pipe = self._calls.sample, self._calls.pipe
+            run_together(
+                [functools.partial(sample, _own(pipe), self._generators(first), first) for first in firsts], on_meeting
+            )
+
+    @contextmanager
+    def _clocked(self) -> Iterator[None]:
+        """While entered, every call of the pipeline or of a copy of it has a clock."""
+        attach(self._calls.pipe, _NAME, Participant())
+        try:
+            yield
         finally:
-            detach(pipe, _NAME)
+            detach(self._calls.pipe, _NAME)
+
+    def _generators(self, first: int) -> list[torch.Generator]:
+        """Those of the batch that begins with trajectory `first`."""
+        indices = range(first, min(first + self.batch_size, self.samples))
+        return [image_generator(CALIBRATION_OFFSET + self.seed, i) for i in indices]
+
+
+def _own(pipe: DiffusionPipeline) -> DiffusionPipeline:
+    """`pipe` with a scheduler of its own, so that it can be called while `pipe` is."""
+    own = copy.copy(pipe)
+    own.scheduler = copy.deepcopy(pipe.scheduler)
+    return own
 
 
 class TrajectoryCalls:
@@ -70,8 +105,8 @@ class TrajectoryCalls:
             if isinstance(value, list) and not value:
                 raise ValueError(f"'{name}' is an empty list: there is no calibration data.")
 
-    def sample(self, generators: list[torch.Generator], start: int) -> None:
-        """One call, for the trajectories from `start` on, one per generator."""
+    def sample(self, pipe: DiffusionPipeline, generators: list[torch.Generator], start: int) -> None:
+        """One call of `pipe`, for the trajectories from `start` on, one per generator."""
         count = len(generators)
         arguments = {**self.given, "generator": generators}
         for name, value in self.inputs.items():
@@ -81,4 +116,4 @@ class TrajectoryCalls:
             arguments[name] = value
         if "batch_size" in self.parameters:
             arguments["batch_size"] = count
-        self.pipe(**arguments)
+        pipe(**arguments)

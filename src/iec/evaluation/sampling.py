@@ -68,7 +68,7 @@ def sample_to_folder(
         "seed": seed,
         "batch_size": batch_size,
         "spacing": spacing,
-        "cache": asdict(technique) if isinstance(technique, DeepCacheConfig) else None,
+        "cache": _cache_settings(technique) if isinstance(technique, DeepCacheConfig) else None,
         "plan": folder_digest(technique, without=INNER_FOLDER) if isinstance(technique, Path) else None,
         "correction": recorded_correction(correction, num_steps),
         **recorded(inputs or {}),
@@ -103,6 +103,11 @@ def require_sampling(
     # Nothing is sampled before the first `next`.
     generate(pipe, num_images, num_steps, seed, batch_size, correction, inputs=inputs)
     require_correction(pipe, correction, num_steps, inputs)
+
+
+def _cache_settings(config: DeepCacheConfig) -> dict[str, Any]:
+    """As JSON values; what is off is left out, so that folders from before there was a setting go on."""
+    return {name: value for name, value in asdict(config).items() if value is not False}
 
 
 def _count_calls(scheduler: Any, num_steps: int) -> int:

@@ -9,10 +9,12 @@ import torch
 from PIL.Image import Image
 
 from iec.evaluation.bootstrap import Estimate
+from iec.experiments.corrections import FittedCorrection, correction_settings, describe_correction
 from iec.experiments.demo import DemoResult
 from iec.experiments.rows import Judged, Verdict
 from iec.experiments.settings import Setting, Technique, describe, quantizes
 from iec.experiments.spread import difference_spread, kernel_spread, psnr_spread, spread
+from iec.method.config import IECConfig
 from iec.reports.grid import picture_grid, png_bytes, save_png
 from iec.reports.html import PictureSection, PlotSection, Report, TableSection, TextSection, write_html
 from iec.reports.plot import Point, quality_cost_plot
@@ -23,7 +25,7 @@ _COLUMNS = (
     Column("setting", align="left"),
     Column("full", note="evaluations"),
     Column("cached", note="evaluations"),
-    Column("cost", note="of full precision"),
+    Column("cost", note="full evaluations"),
     Column("time", note="s"),
     Column("KD-cifar x1000", note="lower is better"),
     Column("FD-cifar", note="lower is better"),
@@ -31,11 +33,11 @@ _COLUMNS = (
 )
 _VERDICT_COLUMNS = (
     Column("against", align="left"),
-    Column("its cost", note="of full precision"),
+    Column("its cost", note="full evaluations"),
     Column("KD-cifar x1000", note="corrected minus rival, paired"),
     Column("correction", align="left"),
 )
-_GRID_IMAGES = 12
+_GRID_IMAGES, _GRID_ROWS = 12, 8
 
 
 def write_demo(result: DemoResult, folder: Path) -> dict[str, Path]:
@@ -49,26 +51,21 @@ def write_demo(result: DemoResult, folder: Path) -> dict[str, Path]:
 
 
 def demo_table(result: DemoResult) -> Table:
-    """The rows, grouped by what they are."""
-    bases = [setting for setting in result.plan.settings if setting in result.plan.bases]
-    rest = [setting for setting in result.plan.settings if setting not in bases and setting.correction is None]
-    groups = [
-        ("efficient", list(bases)),
-        ("corrected", list(result.plan.rivals)),
-        ("plain rivals of the same cost", rest),
-    ]
-    rows = tuple(_row(result, setting, name) for name, settings in groups for setting in settings)
+    """The rows, grouped by the system that they belong to."""
+    rows = [_row(result, result.plan.reference, "the exact solution, nearly")]
+    for system in result.plan.systems:
+        rows += [_row(result, setting, system.base.label) for setting in system.settings]
     n = result.plan.num_images
     notes = (
         f"{n} images per row, seed {result.seed}; 95 % bootstrap intervals. KD-cifar and FD-cifar use our small "
         "CIFAR-10 network and its test-set features: they are no FID or KID.",
         "KD-cifar is the verdict: a difference counts only where its paired 95 % interval excludes zero. "
         f"FD-cifar is biased upwards at {n} images; compare it within this table only.",
-        "PSNR to the full-precision images of the same seeds is fidelity, not quality.",
-        f"A cached evaluation costs {result.plan.unit.cached_fraction:.3f} of a full one (multiply-adds).",
+        "PSNR to the first row's images of the same seeds is fidelity to the exact solution, not quality.",
+        f"A cached evaluation costs {result.plan.unit.cached_fraction:.3f} of a full one (multiply-adds). Every plan "
+        f"is from {result.config.samples} trajectories of other seeds.",
     )
-    title = f"IEC demo: the embedded CIFAR-10 model, T={result.config.num_steps} quad"
-    return Table(title, _COLUMNS, rows, notes)
+    return Table("IEC demo: the embedded CIFAR-10 model", _COLUMNS, tuple(rows), notes)
 
 
 def verdict_table(result: DemoResult) -> Table:
@@ -77,13 +74,13 @@ def verdict_table(result: DemoResult) -> Table:
     rows = tuple(
         Row(
             (
-                _short(verdict.rival, result),
-                _relative_cost(verdict.rival, result),
+                verdict.rival.label,
+                _cost(verdict.rival, result),
                 difference_spread(verdict.difference),
                 verdict.outcome,
             ),
             styles[verdict.outcome],
-            f"{setting.label}, cost {_relative_cost(setting, result)}",
+            f"{setting.label}, cost {_cost(setting, result)}",
         )
         for setting, verdicts in result.verdicts.items()
         for verdict in verdicts
@@ -93,18 +90,29 @@ def verdict_table(result: DemoResult) -> Table:
 
 
 def demo_sentences(result: DemoResult) -> list[str]:
-    """What the demo says, one sentence for each corrected row."""
-    return [
-        f"{setting.label} (cost {_relative_cost(setting, result)}) {_against(verdicts, result)}."
-        for setting, verdicts in result.verdicts.items()
-    ]
+    """What the demo says: each system without correction, then one sentence for each correction of it."""
+    sentences = []
+    for system in result.plan.systems:
+        sentences.append(f"{system.base.label} (cost {_cost(system.base, result)}): {_quality(system.base, result)}.")
+        sentences += [
+            f"  {describe_correction(setting.correction)} (cost {_cost(setting, result)}): "
+            f"{_quality(setting, result)}; it {_against(result.verdicts[setting], result)}."
+            for setting in system.corrected
+            if setting.correction is not None and setting in result.verdicts
+        ]
+    return sentences
 
 
 def demo_grid(result: DemoResult) -> Image:
-    """The first images of every row, same seeds in the same column."""
-    order: list[Setting] = [*result.plan.bases, *result.plan.rivals]
-    order += [setting for setting in result.plan.settings if setting not in order]
-    return picture_grid([(setting.label, result.row(setting).sampled.images[:_GRID_IMAGES]) for setting in order])
+    """The first images of at most eight rows, same seeds in the same column: the story of every system in four."""
+    order = [result.plan.reference]
+    for system in result.plan.systems[:2]:
+        paper = [s for s in system.corrected if isinstance(s.correction, IECConfig)][:1]
+        calibrated = [s for s in system.corrected if isinstance(s.correction, FittedCorrection)][:1]
+        order += [system.base, *paper, *calibrated, result.best(system.rivals)]
+    return picture_grid(
+        [(setting.label, result.row(setting).sampled.images[:_GRID_IMAGES]) for setting in order[:_GRID_ROWS]]
+    )
 
 
 def demo_html(result: DemoResult, grid: Image) -> Report:
@@ -112,9 +120,10 @@ def demo_html(result: DemoResult, grid: Image) -> Report:
     points = [_point(result, row) for row in result.rows]
     plot = quality_cost_plot(points, "KD-cifar x1000", "cost per image (full evaluations)")
     lead = (
-        "Feature caching makes the model cheaper and worse; iterative error correction (IEC) spends evaluations to win "
-        "some of that back. Whether it pays depends on what else the same evaluations could buy: a smaller cache "
-        "interval, or more steps. This page compares them on the same model, at the same cost, from the same seeds.",
+        "Quantization and caching make a model cheaper and worse. Iterative error correction (IEC) spends evaluations "
+        "to win some of that back; the calibrated correction spends none: a few numbers per step, fitted once, are "
+        "applied to the outputs that are computed anyway. This page compares both with what the same cost buys "
+        "otherwise, from the same seeds.",
     )
     return Report(
         "What correction is worth: the demo",
@@ -122,15 +131,15 @@ def demo_html(result: DemoResult, grid: Image) -> Report:
         _facts(result),
         (
             TextSection("Verdict", tuple(demo_sentences(result))),
-            TableSection(verdict_table(result)),
-            TableSection(demo_table(result)),
-            PlotSection("Quality against cost", plot, "KD-cifar against cost for every row"),
             PictureSection(
                 "The same seeds in every row",
                 png_bytes(grid),
-                f"The first {_GRID_IMAGES} images of every row",
+                f"The first {_GRID_IMAGES} images of the rows of the story",
                 "One row per setting, one column per seed.",
             ),
+            TableSection(verdict_table(result)),
+            TableSection(demo_table(result)),
+            PlotSection("Quality against cost", plot, "KD-cifar against cost for every row"),
         ),
     )
 
@@ -142,7 +151,7 @@ def demo_dict(result: DemoResult) -> dict[str, Any]:
             "setting": row.sampled.setting.label,
             "num_steps": row.sampled.setting.num_steps,
             "interval": row.sampled.setting.interval,
-            "correction": None if (found := row.sampled.setting.correction) is None else found.to_dict(),
+            "correction": correction_settings(row.sampled.setting.correction, row.sampled.setting.num_steps),
             "full_evaluations": row.sampled.full,
             "cached_evaluations": row.sampled.cached,
             "cost": round(row.sampled.cost, 4),
@@ -171,13 +180,13 @@ def _row(result: DemoResult, setting: Setting, group: str) -> Row:
         setting.label,
         f"{sampled.full}",
         f"{sampled.cached}",
-        _relative_cost(setting, result),
+        _cost(setting, result),
         f"{sampled.seconds:.1f}",
         kernel_spread(row.figures.kernel),
         spread(row.figures.frechet, 1, 2),
         psnr_spread(row.figures.psnr),
     )
-    return Row(cells, "reference" if setting == result.plan.bases[0] else "", group)
+    return Row(cells, "reference" if setting == result.plan.reference else "", group)
 
 
 def _against(verdicts: tuple[Verdict, ...], result: DemoResult) -> str:
@@ -187,37 +196,24 @@ def _against(verdicts: tuple[Verdict, ...], result: DemoResult) -> str:
         ("loses", "loses to"),
         ("not separable", f"is not separable with {result.plan.num_images} images from"),
     ):
-        names = [
-            f"{_short(v.rival, result)} (cost {_relative_cost(v.rival, result)})"
-            for v in verdicts
-            if v.outcome == outcome
-        ]
+        names = [f"{v.rival.label} (cost {_cost(v.rival, result)})" for v in verdicts if v.outcome == outcome]
         if names:
             parts.append(f"{words} {', '.join(names)}")
     return "; ".join(parts)
 
 
-def _short(setting: Setting, result: DemoResult) -> str:
-    if setting == result.plan.bases[0]:
-        return "full precision"
-    if setting.interval > 1:
-        return setting.system
-    steps = f"T={setting.num_steps}"
-    return f"DDIM {steps}" if setting.technique is None else f"{setting.system} {steps}"
+def _quality(setting: Setting, result: DemoResult) -> str:
+    figures = result.row(setting).figures
+    return f"KD-cifar {kernel_spread(figures.kernel)}, PSNR {psnr_spread(figures.psnr)} dB"
 
 
-def _relative_cost(setting: Setting, result: DemoResult) -> str:
-    return f"{result.row(setting).sampled.cost / result.config.num_steps:.2f}"
+def _cost(setting: Setting, result: DemoResult) -> str:
+    return f"{result.row(setting).sampled.cost:.1f}"
 
 
 def _point(result: DemoResult, row: Judged) -> Point:
     setting, kernel = row.sampled.setting, row.figures.kernel
-    if setting.correction is not None:
-        kind = "corrected"
-    elif setting == result.plan.settings[0]:
-        kind = "full precision"
-    else:
-        kind = "plain cache" if setting.interval > 1 else "plain steps"
+    kind = "corrected" if setting.correction is not None else "plain cache" if setting.interval > 1 else "plain steps"
     low, high = min(kernel.low, kernel.value), max(kernel.high, kernel.value)
     return Point(setting.label, row.sampled.cost, 1000 * kernel.value, 1000 * low, 1000 * high, kind)
 
@@ -226,9 +222,10 @@ def _facts(result: DemoResult) -> tuple[tuple[str, str], ...]:
     unit = result.plan.unit
     return (
         ("model", "the embedded CIFAR-10 UNet (32x32, unconditional, epsilon prediction)"),
-        ("sampler", f"DDIM, quad spacing, eta 0, T={result.config.num_steps} unless a row says otherwise"),
-        ("efficient", "; ".join(_technique_fact(setting.technique) for setting in result.plan.bases[1:])),
-        ("correction", "IEC as published: relaxation 0.5, one iteration, full steps only, the cache refreshed"),
+        ("sampler", "DDIM, quad spacing, eta 0, unless a row says otherwise"),
+        ("efficient", "; ".join(_technique_fact(system.base.technique) for system in result.plan.systems)),
+        ("IEC", "as published: relaxation 0.5, one iteration, full steps only, the cache refreshed"),
+        ("plans", f"of quantization and of corrections, from {result.config.samples} trajectories of held-out seeds"),
         ("network dtype", f"{result.config.dtype}; the state is float32"),
         ("images per row", f"{result.plan.num_images}, seed {result.seed}, batches of {result.config.batch_size}"),
         ("one full evaluation", f"{unit.full / 1e6:.0f} million multiply-adds"),

@@ -55,7 +55,8 @@ class Deployment:
         """
         if self.fit is None and (self.technique is None or isinstance(self.technique, Path)):
             raise ValueError(
-                "Nothing to calibrate: give --quantize, --cachequant, --cache with schedule=dps, or --correction."
+                "Nothing to calibrate: give --quantize, --cachequant, --cache with schedule=dps or with forecast, or "
+                "--correction."
             )
         if self.fit is not None:
             self.fit.require_valid(pipe)

@@ -1,6 +1,6 @@
 """The little languages of options and experiment files: what makes a model efficient, and how it is corrected.
 
-`deepcache:5,branch=2`, `w4a8`, `cachequant:5,w8a8`, and `relaxation=0.5,steps=edges:1/10`.
+`deepcache:5,branch=2`, `deepcache:5,forecast`, `w4a8`, `cachequant:5,w8a8`, and `relaxation=0.5,steps=edges:1/10`.
 """
 
 import re
@@ -13,7 +13,9 @@ from iec.experiments.settings import Technique
 from iec.method.adams import AdamsConfig
 from iec.method.config import IECConfig
 
-_CACHE_FIELDS = {"branch": int, "schedule": str, "centre": int, "power": float}
+_CACHE_FIELDS = {"branch": int, "schedule": str, "centre": int, "power": float, "forecast": bool}
+#: Settings that are on where only their name is given.
+_FLAGS = ("forecast",)
 _QUANTIZATION_FIELDS = {
     "softmax": int,
     "first_last": int,
@@ -21,7 +23,7 @@ _QUANTIZATION_FIELDS = {
     "storage": str,
     "bias_correction": bool,
 }
-_CACHEQUANT_FIELDS = {"branch": int, "schedule": str, "storage": str, "bias_correction": bool}
+_CACHEQUANT_FIELDS = {"branch": int, "schedule": str, "storage": str, "bias_correction": bool, "forecast": bool}
 _FITTED_FIELDS = {"history": int, "bias": bool, "bands": int}
 _PRESETS = {
     "paper": IECConfig.paper,
@@ -43,14 +45,17 @@ _CORRECTION_NAMES = {
 
 
 def parse_cache(text: str | None) -> DeepCacheConfig | None:
-    """`deepcache:N`, with any of `,branch=..`, `,schedule=..`, `,centre=..`, `,power=..`; `none` or None: no cache."""
+    """`deepcache:N`, with any of `,branch=..`, `,schedule=..`, `,centre=..`, `,power=..`, `,forecast`; None: no cache.
+
+    `none` is no cache either.
+    """
     if text is None or text == "none":
         return None
     head, *rest = text.split(",")
     name, _, interval = head.partition(":")
     if name != "deepcache":
         raise ValueError(f"Unknown cache '{name}': use deepcache:N, such as deepcache:5.")
-    settings = {key: _cast(key, value, _CACHE_FIELDS) for key, value in map(_pair, rest)}
+    settings = {key: _cast(key, value, _CACHE_FIELDS) for key, value in map(_flag_or_pair, rest)}
     return DeepCacheConfig(interval=_number("the cache interval", interval, int), **settings)
 
 
@@ -65,7 +70,7 @@ def parse_quantization(text: str | None) -> QuantizationConfig | None:
 
 
 def parse_cachequant(text: str | None) -> CacheQuantConfig | None:
-    """`N,wXaY` or `N,float`, with any of `,branch=..`, `,schedule=..`, `,reconstruction=layer|block`; None: none."""
+    """`N,wXaY` or `N,float`, with any of `,branch=..`, `,schedule=..`, `,forecast`, `,reconstruction=layer|block`."""
     if text is None or text == "none":
         return None
     interval, *rest = text.split(",")
@@ -142,7 +147,7 @@ def _bits(text: str) -> tuple[int, int]:
 
 def _quantization_settings(parts: list[str], kinds: dict[str, type]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
-    for key, value in map(_pair, parts):
+    for key, value in map(_flag_or_pair, parts):
         if key == "reconstruction":
             settings[key] = ReconstructionConfig(_granularity(value))
         else:
@@ -175,6 +180,10 @@ def _pair(text: str) -> tuple[str, str]:
     if not equals or not key or not value:
         raise ValueError(f"'{text}' is no setting: write name=value, and separate settings by commas.")
     return key.strip(), value.strip()
+
+
+def _flag_or_pair(text: str) -> tuple[str, str]:
+    return (text.strip(), "true") if text.strip() in _FLAGS else _pair(text)
 
 
 def _cast(key: str, value: str, kinds: dict[str, type]) -> Any:

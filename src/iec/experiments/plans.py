@@ -237,7 +237,7 @@ def is_of_run(plan: CalibratedPlan, pipe: DiffusionPipeline, num_steps: int) -> 
 
 def needs_plan(technique: Technique) -> bool:
     """Whether the technique has to be calibrated."""
-    return not isinstance(technique, DeepCacheConfig) or technique.schedule == "dps"
+    return not isinstance(technique, DeepCacheConfig) or technique.needs_plan
 
 
 def technique_settings(technique: Technique | None) -> dict[str, Any] | None:

@@ -98,12 +98,12 @@ def describe(technique: Technique | None) -> str:
     if technique is None:
         return "full precision"
     if isinstance(technique, DeepCacheConfig):
-        return f"DeepCache N={technique.interval}{_schedule(technique.schedule, 'uniform')}"
+        return f"DeepCache N={technique.interval}{_schedule(technique)}"
     if isinstance(technique, QuantizationConfig):
         return _bits(technique)
     quantization = technique.quantization
     bits = "float" if quantization is None else _bits(quantization)
-    return f"CacheQuant N={technique.interval}{_schedule(technique.schedule, 'auto')} {bits}"
+    return f"CacheQuant N={technique.interval}{_schedule(technique)} {bits}"
 
 
 def _bits(config: QuantizationConfig) -> str:
@@ -111,5 +111,6 @@ def _bits(config: QuantizationConfig) -> str:
     return f"W{config.weights}A{config.activations}{reconstructed}{' bias-corrected' if config.bias_correction else ''}"
 
 
-def _schedule(name: str, usual: str) -> str:
-    return "" if name == usual else f" {name}"
+def _schedule(config: DeepCacheConfig | CacheQuantConfig) -> str:
+    usual = config.schedule == type(config)().schedule
+    return ("" if usual else f" {config.schedule}") + (" forecast" if config.forecast else "")

@@ -42,7 +42,7 @@ class Batches:
             attach(own, f"fitting {place}", participant)
         try:
             generators = [image_generator(CALIBRATION_OFFSET + self.seed, i) for i in part]
-            TrajectoryCalls(own, num_steps, dict(inputs)).sample(generators, part.start)
+            TrajectoryCalls(own, num_steps, dict(inputs)).sample(own, generators, part.start)
         finally:
             for place in range(len(by)):
                 detach(own, f"fitting {place}")

@@ -1,7 +1,8 @@
-"""CacheQuant's calibration: the full steps, DEC of the cache, the activations of cached runs, then DEC of the
-quantization, or reconstruction.
+"""CacheQuant's calibration: the full steps, the forecast, DEC of the cache, the activations of cached runs, then DEC of
+the quantization, or reconstruction.
 
-Each stage streams over the same full-precision trajectories again, so that no feature has to be kept for the next.
+Each stage streams over the same trajectories again, so that no feature has to be kept for the next. They are
+full-precision ones, but of the forecast, whose gains are found in cached ones.
 """
 
 from dataclasses import replace
@@ -12,6 +13,7 @@ import torch
 from iec.efficient.accumulators import State, joined, part_of
 from iec.efficient.cachequant.config import CacheQuantConfig
 from iec.efficient.cachequant.dec import CacheCorrection, QuantizationCorrection
+from iec.efficient.cachequant.held import HeldFeatures
 from iec.efficient.cachequant.plan import CacheQuantPlan
 from iec.efficient.cachequant.reconstruction import collect_cached, reconstruct_cached
 from iec.efficient.cachequant.recording import recording_cached
@@ -20,6 +22,8 @@ from iec.efficient.caching.calibration import search_steps
 from iec.efficient.caching.config import CacheSettings
 from iec.efficient.caching.deepcache import branch_of, require_cacheable
 from iec.efficient.caching.features import features_of
+from iec.efficient.caching.forecast import memory_of
+from iec.efficient.caching.forecasting import find_gains
 from iec.efficient.checkpoint import Checkpoint
 from iec.efficient.quantization.coverage import coverage
 from iec.efficient.quantization.network import quantized_copy
@@ -50,18 +54,21 @@ def calibrate_cachequant(
     quantized = config.quantization is not None
     statistics = None if config.quantization is None else ActivationStatistics(coverage(unet, config.quantization))
     units = 0 if config.reconstruction is None or not config.quantization else count_units(unet, config.quantization)
-    stages = Stages(trajectories, config.cache.searches + 1 + 2 * quantized, on_progress, checkpoint, units)
+    stages = Stages(
+        trajectories, config.cache.searches + config.forecast + 1 + 2 * quantized, on_progress, checkpoint, units
+    )
 
     schedule: CacheSettings = config.cache
     if config.cache.searches:
         schedule = search_steps(unet, config.cache, stages)
-    cache = _Cache(schedule)
+    gains = find_gains(unet, schedule, stages) if config.forecast else None
+    cache = _Cache(schedule, gains)
     with features_of(unet, config.branch, cache.add):
         stages.run("cache", cache)
     correction = cache.correction
     steps = tuple(sorted(correction.full_steps))
     model = fingerprint(unet)
-    plan = CacheQuantPlan(config, correction.num_steps, model, steps, correction.solve(), None, {})
+    plan = CacheQuantPlan(config, correction.num_steps, model, steps, correction.solve(), None, {}, gains=gains)
     if statistics is None:
         return plan
     with recording_cached(unet, statistics, plan):
@@ -84,31 +91,31 @@ class _Cache:
 
     correction: CacheCorrection
 
-    def __init__(self, schedule: CacheSettings) -> None:
-        self.schedule = schedule
+    def __init__(self, schedule: CacheSettings, gains: torch.Tensor | None) -> None:
+        self.schedule, self.gains = schedule, gains
 
     def add(self, step: int, feature: torch.Tensor) -> None:
         if not hasattr(self, "correction"):
-            num_steps = current_clock().num_steps
-            self.correction = CacheCorrection(num_steps, self.schedule.full_steps(num_steps))
+            self._begin(current_clock().num_steps)
         self.correction.add(step, feature)
 
     def state(self) -> State:
         return {"num_steps": torch.tensor(self.correction.num_steps), **self.correction.state()}
 
     def load(self, state: State) -> None:
-        num_steps = int(state["num_steps"])
-        self.correction = CacheCorrection(num_steps, self.schedule.full_steps(num_steps))
+        self._begin(int(state["num_steps"]))
         self.correction.load(state)
+
+    def _begin(self, num_steps: int) -> None:
+        full_steps = self.schedule.full_steps(num_steps)
+        self.correction = CacheCorrection(num_steps, full_steps, memory_of(full_steps, self.gains))
 
 
 class _Layers:
     """DEC of the quantized layers that consume the cached and corrected feature first."""
 
-    cached: torch.Tensor
-
     def __init__(self, unet: Any, plan: CacheQuantPlan, quantization: QuantizationPlan) -> None:
-        self.plan = plan
+        self.plan, self.held = plan, HeldFeatures(plan.full_steps, plan.memory)
         self.inputs = reentry_layers(unet, branch_of(unet, plan.cache))
         self.fits: dict[str, QuantizationCorrection] = {}
         covered = coverage(unet, quantization.config)
@@ -119,9 +126,7 @@ class _Layers:
             self.fits[name] = QuantizationCorrection(copy, weight, plan.num_steps)
 
     def add(self, step: int, feature: torch.Tensor) -> None:
-        if step in self.plan.full_steps:
-            self.cached = feature
-        used = self.plan.corrected(self.cached, step)
+        used = self.plan.corrected(self.held.used(step, feature), step)
         for name, main in self.inputs.items():
             with torch.no_grad():
                 self.fits[name].add(main(used))

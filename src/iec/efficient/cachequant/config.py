@@ -18,11 +18,11 @@ LARGEST_UNIFORM_INTERVAL = 10
 class CacheQuantConfig:
     """A feature cache and quantization together, with what they lose corrected per channel (DEC).
 
-    interval, branch: as of `DeepCacheConfig`. schedule: `uniform`, `plms`, `centred`, `dps` (found by dynamic
-    programming), or `auto`: uniform up to an interval of 10, DPS above it. weights, activations: bits; weights None
-    caches without quantizing. storage, keep_original, reconstruction, bias_correction: as of
-    `QuantizationConfig`; reconstruction takes over from the correction of quantized layers, and bias correction leaves
-    to it what it corrects.
+    interval, branch, forecast: as of `DeepCacheConfig`; DEC corrects what is forecast. schedule: `uniform`, `plms`,
+    `centred`, `dps` (found by dynamic programming), or `auto`: uniform up to an interval of 10, DPS above it. weights,
+    activations: bits; weights None caches without quantizing. storage, keep_original, reconstruction, bias_correction:
+    as of `QuantizationConfig`; reconstruction takes over from the correction of quantized layers, and bias correction
+    leaves to it what it corrects.
 
     Raises ValueError or TypeError for settings that the cache or the quantization refuses.
     """
@@ -36,6 +36,7 @@ class CacheQuantConfig:
     keep_original: bool | None = None
     reconstruction: ReconstructionConfig | None = None
     bias_correction: bool = False
+    forecast: bool = False
 
     def __post_init__(self) -> None:
         if self.schedule not in get_args(Schedule):
@@ -51,8 +52,8 @@ class CacheQuantConfig:
     def cache(self) -> DeepCacheConfig:
         """The cache's settings, before its full steps are known."""
         if self.schedule != "auto":
-            return DeepCacheConfig(self.interval, self.branch, self.schedule)
-        uniform = DeepCacheConfig(self.interval, self.branch)
+            return DeepCacheConfig(self.interval, self.branch, self.schedule, forecast=self.forecast)
+        uniform = DeepCacheConfig(self.interval, self.branch, forecast=self.forecast)
         return replace(uniform, schedule="dps") if self.interval > LARGEST_UNIFORM_INTERVAL else uniform
 
     @property

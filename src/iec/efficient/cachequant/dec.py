@@ -7,7 +7,9 @@ from torch import nn
 from torch.nn import functional
 
 from iec.efficient.accumulators import State
+from iec.efficient.cachequant.held import HeldFeatures
 from iec.efficient.cachequant.regression import ChannelRegression, load_regressions, regressions_state
+from iec.efficient.caching.memory import LATEST, Memory
 from iec.efficient.quantization.layers import QuantizedLayer
 from iec.method.clock import current_clock
 
@@ -15,28 +17,26 @@ from iec.method.clock import current_clock
 class CacheCorrection:
     """Fits feature_i ~ a_i feature_c + b_i, where c is the full step whose feature step i reuses.
 
-    The features of full-precision runs without a cache stream by; only that of the latest full step is held.
+    The features of full-precision runs without a cache stream by; only those that `memory` keeps are held, and what it
+    forecasts takes the place of feature_c.
     Raises ValueError where the full steps are not sorted or do not begin with 0.
     """
 
-    def __init__(self, num_steps: int, full_steps: Sequence[int]) -> None:
+    def __init__(self, num_steps: int, full_steps: Sequence[int], memory: Memory = LATEST) -> None:
         if not full_steps or full_steps[0] != 0 or sorted(set(full_steps)) != list(full_steps):
             raise ValueError(f"The full steps must be sorted and begin with 0, but are {list(full_steps)}.")
         self.num_steps = num_steps
         self.full_steps = frozenset(full_steps)
         self.fits = [ChannelRegression() for _ in range(num_steps)]
         self._channels = 0
-        self._cached: torch.Tensor | None = None
+        self._held = HeldFeatures(self.full_steps, memory)
 
     def add(self, step: int, feature: torch.Tensor) -> None:
         """Count the feature of `step` [B, C, ...]; of every batch, the steps come in order."""
         self._channels = feature.shape[1]
-        if step in self.full_steps:
-            self._cached = feature.detach()
-        elif self._cached is None:
-            raise ValueError(f"The feature of step {step} came before that of a full step.")
-        else:
-            self.fits[step].add(self._cached, feature)
+        used = self._held.used(step, feature.detach())
+        if step not in self.full_steps:
+            self.fits[step].add(used, feature)
 
     def state(self) -> State:
         """All that was counted."""

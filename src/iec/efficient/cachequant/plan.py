@@ -11,6 +11,8 @@ from torch import nn
 from iec.efficient.cachequant.config import CacheQuantConfig
 from iec.efficient.caching.config import CalibratedSteps
 from iec.efficient.caching.deepcache import cached_class, require_cacheable
+from iec.efficient.caching.forecast import memory_of
+from iec.efficient.caching.memory import Memory
 from iec.efficient.quantization.plan import QuantizationPlan
 from iec.runtime.sampler import Sampler, sampler_settings
 from iec.storage.plan_files import read_plan, require_model, write_plan
@@ -27,7 +29,8 @@ class CacheQuantPlan:
 
     model: the fingerprint of the float network.
     feature: DEC's scale and shift of the cached feature, float32 [T, C]. layers: its scale and shift of quantized
-    layers, by name, [T, O]; empty without quantization. sampler: that of the calibration.
+    layers, by name, [T, O]; empty without quantization. sampler: that of the calibration. gains: of the forecast that
+    comes before DEC, as of `DeepCachePlan`.
     """
 
     config: CacheQuantConfig
@@ -38,14 +41,20 @@ class CacheQuantPlan:
     quantization: QuantizationPlan | None
     layers: Mapping[str, Pair]
     sampler: Sampler | None = None
+    gains: torch.Tensor | None = None
 
     @property
     def cache(self) -> CalibratedSteps:
         """The full steps and the branch."""
         return CalibratedSteps(self.full_steps, self.num_steps, self.config.branch)
 
+    @property
+    def memory(self) -> Memory:
+        """What the cache keeps, and what cached steps find there."""
+        return memory_of(self.full_steps, self.gains)
+
     def corrected(self, feature: torch.Tensor, step: int) -> torch.Tensor:
-        """The stored feature [B, C, H, W] as step `step` uses it."""
+        """The feature [B, C, H, W] that step `step` finds, as it uses it."""
         scale, shift = (
             values[step].to(feature.device, feature.dtype).view(-1, *[1] * (feature.dim() - 2))
             for values in self.feature
@@ -67,12 +76,14 @@ class CacheQuantPlan:
                 device = next(layer.buffers()).device
                 shift = shift.to(device) if layer.shift is None else shift.to(device) + layer.shift
                 layer.set_correction(scale.to(device), shift)
-        return cached_class(base, self.cache, self.corrected)
+        return cached_class(base, self.cache, self.corrected, self.memory)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the plan into `folder`, all of it or nothing."""
         pairs = {"feature": self.feature, **{f"layer/{name}": pair for name, pair in self.layers.items()}}
         tensors = {f"{name}/{i}": values for name, pair in pairs.items() for i, values in enumerate(pair)}
+        if self.gains is not None:
+            tensors["gains"] = self.gains
         settings = {
             "model": self.model,
             "num_steps": self.num_steps,
@@ -102,7 +113,8 @@ class CacheQuantPlan:
             full_steps, model = tuple(map(int, settings["full_steps"])), str(settings["model"])
             feature = _pair(tensors, "feature")
             num_steps, sampler = int(settings["num_steps"]), Sampler.from_dict(settings.get("sampler"))
-            return cls(config, num_steps, model, full_steps, feature, quantization, layers, sampler)
+            gains = tensors["gains"] if config.forecast else None
+            return cls(config, num_steps, model, full_steps, feature, quantization, layers, sampler, gains)
         except (KeyError, TypeError) as error:
             raise ValueError(f"The plan in '{folder}' is incomplete: {error}.") from error
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from iec.efficient.cachequant.held import HeldFeatures
 from iec.efficient.cachequant.plan import CacheQuantPlan
 from iec.efficient.cachequant.reentry import reentry_resnet
 from iec.efficient.caching.config import CalibratedSteps
@@ -96,7 +97,7 @@ class _Mains:
     def __init__(self, plan: CacheQuantPlan) -> None:
         self.plan = plan
         self.taken: list[torch.Tensor] = []
-        self.cached: torch.Tensor | None = None
+        self.held = HeldFeatures(plan.full_steps, plan.memory)
         self.rows: torch.Tensor | None = None
 
     def expect(self, step: int, rows: torch.Tensor) -> None:
@@ -105,11 +106,8 @@ class _Mains:
 
     def add(self, step: int, feature: torch.Tensor) -> None:
         """The feature of the evaluation that ends."""
-        if step in self.plan.full_steps:
-            self.cached = feature
+        used = self.held.used(step, feature)
         if self.rows is not None:
-            assert self.cached is not None
-            rows = self.rows.to(feature.device)
-            used = self.cached[rows]
+            used = used[self.rows.to(feature.device)]
             self.taken.append((used if step in self.plan.full_steps else self.plan.corrected(used, step)).float())
         self.rows = None

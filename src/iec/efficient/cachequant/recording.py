@@ -23,7 +23,7 @@ def recording_cached(unet: Any, statistics: ActivationStatistics, plan: CacheQua
     counted in the full evaluation, for passes that are forced full. Correction passes are not counted.
     """
     base, covered = type(unet), statistics.covered
-    cached = cached_class(base, plan.cache, plan.corrected)
+    cached = cached_class(base, plan.cache, plan.corrected, plan.memory)
 
     @functools.wraps(base.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:

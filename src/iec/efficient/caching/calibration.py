@@ -1,4 +1,4 @@
-"""The calibration of a feature cache: the full steps that DPS finds over full-precision trajectories (spec 3.1)."""
+"""The calibration of a feature cache: the full steps that DPS finds (spec 3.1), and the gains of a forecast."""
 
 import math
 from typing import Any
@@ -6,10 +6,11 @@ from typing import Any
 import torch
 
 from iec.efficient.accumulators import State
-from iec.efficient.caching.config import CalibratedSteps, DeepCacheConfig
+from iec.efficient.caching.config import CacheSettings, CalibratedSteps, DeepCacheConfig
 from iec.efficient.caching.deepcache import require_cacheable
 from iec.efficient.caching.dps import FeatureDistances, dps_schedule
 from iec.efficient.caching.features import features_of
+from iec.efficient.caching.forecasting import find_gains
 from iec.efficient.caching.plan import DeepCachePlan
 from iec.efficient.checkpoint import Checkpoint
 from iec.efficient.stages import Progress, Stages
@@ -30,12 +31,18 @@ def calibrate_deepcache(
     Raises TypeError or ValueError, before anything is sampled, where the network cannot be cached, the interval does
     not fit the steps, or there is nothing to find.
     """
-    if not config.searches:
+    if not config.needs_plan:
         raise ValueError(f"The schedule {config.schedule} needs no calibration: apply the DeepCacheConfig itself.")
     require_cacheable(unet, config)
     config.require_fit(trajectories.num_steps)
-    found = search_steps(unet, config, Stages(trajectories, 1, on_progress, checkpoint))
-    return DeepCachePlan(config, found.num_steps, fingerprint(unet), found.steps)
+    stages = Stages(trajectories, config.searches + config.forecast, on_progress, checkpoint)
+    schedule: CacheSettings = config
+    if config.searches:
+        schedule = found = search_steps(unet, config, stages)
+        if not config.forecast:
+            return DeepCachePlan(config, found.num_steps, fingerprint(unet), found.steps)
+    gains = find_gains(unet, schedule, stages)
+    return DeepCachePlan(config, len(gains), fingerprint(unet), schedule.full_steps(len(gains)), gains=gains)
 
 
 def search_steps(unet: Any, config: DeepCacheConfig, stages: Stages) -> CalibratedSteps:

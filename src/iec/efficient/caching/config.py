@@ -48,6 +48,8 @@ class DeepCacheConfig:
         for `UNet2DModel` the first downsampler, for `UNet2DConditionModel` 1.
     schedule: `uniform`, `plms` (uniform from the second call on), `centred` (densest around step `centre`, by `power`),
         `power` (densest at the start), or `dps` (found by calibration).
+    forecast: whether cached steps forecast the stored feature from the full steps before; its gains are found by
+        calibration.
 
     Raises ValueError or TypeError for an interval below 1, a negative branch, or an unknown schedule.
     """
@@ -57,12 +59,15 @@ class DeepCacheConfig:
     schedule: Schedule = "uniform"
     centre: int = 15
     power: float = 1.4
+    forecast: bool = False
 
     def __post_init__(self) -> None:
         integers = {"interval": self.interval, "branch": self.branch or 0, "centre": self.centre}
         for name, value in integers.items():
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name} must be an integer, but is {value!r}.")
+        if not isinstance(self.forecast, bool):
+            raise TypeError(f"forecast must be True or False, but is {self.forecast!r}.")
         if isinstance(self.power, bool) or not isinstance(self.power, (int, float)):
             raise TypeError(f"power must be a number, but is {self.power!r}.")
         if not 1 <= self.power < math.inf:
@@ -79,11 +84,17 @@ class DeepCacheConfig:
         """Whether the full steps are found by calibration."""
         return self.schedule == "dps"
 
+    @property
+    def needs_plan(self) -> bool:
+        """Whether anything is found by calibration."""
+        return self.searches or self.forecast
+
     def require_applicable(self) -> None:
-        """Raise ValueError where the full steps are still to be found."""
-        if self.searches:
+        """Raise ValueError where something is still to be found."""
+        if self.needs_plan:
+            missing = "The full steps of the schedule dps" if self.searches else "The gains of a forecast"
             raise ValueError(
-                "The full steps of the schedule dps are found by calibration: apply the plan that "
+                f"{missing} are found by calibration: apply the plan that "
                 "iec.efficient.calibrate(pipe, config, num_steps) returns."
             )
 
@@ -99,7 +110,8 @@ class DeepCacheConfig:
 
         Raises ValueError where interval > num_steps, or where they are still to be found.
         """
-        self.require_applicable()
+        if self.searches:
+            self.require_applicable()
         if self.interval > num_steps:
             raise ValueError(
                 f"A cache interval of {self.interval} is longer than the run of {num_steps} steps: "

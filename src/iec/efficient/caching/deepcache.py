@@ -17,6 +17,7 @@ from torch import nn
 
 from iec.efficient.caching.blocks import count_entries, decoder_at, encoder_until, require_supported
 from iec.efficient.caching.config import CacheSettings
+from iec.efficient.caching.memory import LATEST, Memory
 from iec.method.clock import current_clock
 from iec.runtime import subclass
 
@@ -43,9 +44,12 @@ def branch_of(module: Any, config: CacheSettings) -> int:
     return 1 if isinstance(module, UNet2DConditionModel) else int(module.config.layers_per_block) + 1
 
 
-def cached_class(base: type[Any], config: CacheSettings, correct: Correct | None = None) -> type[Any]:
-    """A subclass of `base`, of the same name, whose evaluations follow the cache; cached steps use `correct`.
+def cached_class(
+    base: type[Any], config: CacheSettings, correct: Correct | None = None, memory: Memory = LATEST
+) -> type[Any]:
+    """A subclass of `base`, of the same name, whose evaluations follow the cache.
 
+    The features go through `memory`; cached steps use what `correct` makes of what they find there.
     A ControlNet's residuals are added in full, of a cached step to the entries that it computes. An evaluation raises
     ValueError for a T2I-Adapter's residuals, and RuntimeError outside a run or a second time in one pass of a step.
     """
@@ -67,10 +71,10 @@ def cached_class(base: type[Any], config: CacheSettings, correct: Correct | None
 
         def take(hidden: torch.Tensor) -> torch.Tensor:
             if full:
-                clock.storage[self] = hidden
+                memory.keep(clock.storage, self, clock.step, hidden)
                 return hidden
-            stored: torch.Tensor = clock.storage[self]
-            return stored if correct is None else correct(stored, clock.step)
+            used = memory.at(clock.storage, self, clock.step)
+            return used if correct is None else correct(used, clock.step)
 
         output = base.forward(_cut(self, branch_of(self, config), full, take), *args, **kwargs)
         clock.record(full)
