@@ -63,7 +63,7 @@ class Deployment:
         if self.technique is None and output.exists() and read_settings(output).get("kind") != KIND:
             raise ValueError(f"'{output}' holds the plan of a technique: to correct it, give --plan {output} as well.")
         require_writable(output.parent)
-        note = output.with_name(f".{output.name}-technique.json")
+        note, checkpoint = output.with_name(f".{output.name}-technique.json"), _checkpoint(output)
         try:
             used = self._technique(pipe, output, note, on_progress)
             if self.fit is None:
@@ -75,7 +75,7 @@ class Deployment:
             plan = self.fit.plan(
                 pipe,
                 lambda done, total: on_progress(FITTING, done, total),
-                output.with_name(f".{output.name}-correction"),
+                checkpoint,
             )
         finally:
             remove(pipe)
@@ -112,6 +112,11 @@ class Deployment:
             said = json.loads(note.read_text(encoding="utf-8"))
             if said == {"calibration": identity, "plan": folder_digest(output, without=INNER_FOLDER)}:
                 return load_plan(output)
+        if self.fit is not None and _checkpoint(output).exists():
+            raise ValueError(
+                f"'{_checkpoint(output)}' holds the checkpoint of a correction of another technique or calibration: "
+                "give another folder, or delete it."
+            )
         plan = calibrate(
             pipe,
             technique,
@@ -140,3 +145,8 @@ class Deployment:
         for name, value in options.items():
             parts += [] if value is None else [f"--{name}", value]
         return shlex.join(parts)
+
+
+def _checkpoint(output: Path) -> Path:
+    """Where the fit of the correction keeps what it goes on from."""
+    return output.with_name(f".{output.name}-correction")

@@ -199,35 +199,6 @@ class Plans:
         )
 
 
-def planned(
-    pipe: DiffusionPipeline,
-    technique: Technique | None,
-    num_steps: int,
-    folder: Path,
-    inputs: Mapping[str, Any],
-    on_progress: Callable[[int, int], None],
-    samples: int = 64,
-    batch_size: int = 16,
-) -> DeepCacheConfig | Path | None:
-    """What samples with `technique`: itself, or `folder`, with its plan, which is made there unless it is there.
-
-    samples, batch_size: of a calibration. Raises ValueError where the folder's plan has other settings or steps.
-    """
-    if technique is None or (isinstance(technique, DeepCacheConfig) and not needs_plan(technique)):
-        return technique
-    if folder.exists():
-        found = load_plan(folder)
-        if technique_settings(found.config) != technique_settings(technique) or not is_of_run(found, pipe, num_steps):
-            raise ValueError(f"'{folder}' holds the plan of another technique: use another output folder.")
-    else:
-        checkpoint = folder.with_name(f".{folder.name}-calibration")
-        plan = calibrate(
-            pipe, technique, num_steps, samples, batch_size, 0, inputs, on_progress=on_progress, checkpoint=checkpoint
-        )
-        plan.save_pretrained(folder)
-    return folder
-
-
 def is_of_run(plan: CalibratedPlan, pipe: DiffusionPipeline, num_steps: int) -> bool:
     """Whether the plan is for runs of `pipe` over `num_steps` steps."""
     if plan.sampler is None:

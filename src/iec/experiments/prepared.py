@@ -8,11 +8,11 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from iec.efficient import DeepCacheConfig, apply, remove
+from iec.efficient import DeepCacheConfig, apply, calibrate, load_plan, remove
 from iec.evaluation import corrections
 from iec.experiments.corrections import Correction, FittedCorrection
 from iec.experiments.fits import Fit
-from iec.experiments.plans import needs_plan, planned
+from iec.experiments.plans import is_of_run, needs_plan, technique_settings
 from iec.experiments.settings import Technique
 from iec.pipelines import CorrectionPlan
 from iec.storage.files import require_writable
@@ -65,7 +65,7 @@ def prepared(
         if technique is None or isinstance(technique, Path):
             used: DeepCacheConfig | Path | None = technique
         else:
-            used = planned(
+            used = _planned(
                 pipe,
                 technique,
                 num_steps,
@@ -84,3 +84,32 @@ def prepared(
             return used, fit.kept(pipe, folders.correction, lambda done, total: on_progress(FITTING, done, total))
         finally:
             remove(pipe)
+
+
+def _planned(
+    pipe: DiffusionPipeline,
+    technique: Technique | None,
+    num_steps: int,
+    folder: Path,
+    inputs: Mapping[str, Any],
+    on_progress: Callable[[int, int], None],
+    samples: int = 64,
+    batch_size: int = 16,
+) -> DeepCacheConfig | Path | None:
+    """What samples with `technique`: itself, or `folder`, with its plan, which is made there unless it is there.
+
+    samples, batch_size: of a calibration. Raises ValueError where the folder's plan has other settings or steps.
+    """
+    if technique is None or (isinstance(technique, DeepCacheConfig) and not needs_plan(technique)):
+        return technique
+    if folder.exists():
+        found = load_plan(folder)
+        if technique_settings(found.config) != technique_settings(technique) or not is_of_run(found, pipe, num_steps):
+            raise ValueError(f"'{folder}' holds the plan of another technique: use another output folder.")
+    else:
+        checkpoint = folder.with_name(f".{folder.name}-calibration")
+        plan = calibrate(
+            pipe, technique, num_steps, samples, batch_size, 0, inputs, on_progress=on_progress, checkpoint=checkpoint
+        )
+        plan.save_pretrained(folder)
+    return folder

@@ -193,7 +193,8 @@ def _errors(comparison: Comparison) -> list[Section]:
         panels.append(error_panel(describe_correction(correction), list(lines.values())))
     caption = (
         f"{request.plain.label}: mean squared error of the state after every step against full precision without "
-        f"correction, over {request.error_images} images, with 95 % intervals."
+        f"correction, over {request.error_images} images, with 95 % intervals. A correction that removes the solver's "
+        "error too leaves that run, as the dashed line shows."
     )
     title = "The error over the sampling steps"
     return [PlotSection(title, line_plot(panels), "The error of the state over the sampling steps", caption)]
