@@ -47,8 +47,10 @@ def test_every_kind_of_correction_is_fitted_once_and_sampled(sampler_of, name, t
     assert len(plans) == 2 + isinstance(technique, QuantizationConfig)
 
 
-def test_a_sampler_that_no_correction_is_fitted_to_is_refused_before_any_work(sampler_of):
-    sampler = sampler_of("coco")  # PLMS
-    with pytest.raises(ValueError, match="use DDIMScheduler, EulerDiscreteScheduler or FlowMatchEuler"):
-        sampler.sample(Setting(4, QuantizationConfig(), FittedCorrection()))
+def test_what_a_sampler_does_not_take_is_refused_before_any_work(sampler_of):
+    sampler = sampler_of("coco")  # PLMS extrapolates by itself
+    with pytest.raises(ValueError, match="extrapolates earlier outputs already: use a first-order one"):
+        sampler.sample(Setting(4, QuantizationConfig(), iec.AdamsConfig()))
+    with pytest.raises(ValueError, match="bands must be 1, 3 or None"):
+        sampler.sample(Setting(4, QuantizationConfig(), FittedCorrection(bands=2)))
     assert not sampler.folder.exists()

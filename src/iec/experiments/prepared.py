@@ -58,6 +58,8 @@ def prepared(
     if isinstance(correction, FittedCorrection):
         fit = Fit(correction, num_steps, inputs, samples, batch_size)
         fit.require_valid(pipe)
+    else:
+        corrections.require_correction(pipe, correction, num_steps, inputs)
     calibrates = technique is not None and not isinstance(technique, Path) and needs_plan(technique)
     if calibrates or fit is not None:
         require_writable(folders.lock.parent)
