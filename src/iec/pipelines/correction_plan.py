@@ -66,6 +66,8 @@ class FitReport:
 
     def __str__(self) -> str:
         text = f"error of the final state {self.plain:.4f} -> {self.corrected:.4f} on held-out trajectories"
+        if not self.tried:  # lambdas of IEC, of which the solver's part is not known
+            return text
         if self.solver_plain is None:
             return f"{text}; the reference is the same network, so all of it is the solver's"
         return f"{text}; {self.solver_share:.0%} of the gain comes from the solver"
