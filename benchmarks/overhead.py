@@ -8,7 +8,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DOutput
@@ -16,7 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 import iec
+from iec.method import StepCoefficients
 from iec.models.loading import load_pipeline
+from iec.pipelines.correction_plan import FitReport
+from iec.pipelines.deployment import model_identity, technique_of
+from iec.runtime import Sampler
 
 STEPS = 10
 PAPER = iec.IECConfig()
@@ -35,7 +39,19 @@ def ratios(work: Callable[[], object], unit: Callable[[], object], rounds: int) 
     return [seconds(work) / seconds(unit) for _ in range(rounds)]
 
 
-def run(pipe, batch_size: int, config: iec.IECConfig | None = None) -> None:
+def made_up_plan(pipe) -> iec.CorrectionPlan:
+    """The largest plan that a calibration chooses: two differences in three bands, and constants."""
+    pipe.scheduler.set_timesteps(STEPS)
+    sampler = Sampler.as_set(pipe.scheduler)
+    numbers = torch.Generator().manual_seed(0)
+    coefficients = 0.1 * torch.rand(STEPS, 2, 3, generator=numbers, dtype=torch.float64)
+    constants = 0.01 * torch.rand(STEPS, 3, generator=numbers, dtype=torch.float64)
+    fitted = StepCoefficients(sampler.timesteps, coefficients, constants)
+    report = FitReport(64, 0, 6, "full precision", 1.0, 0.1)
+    return iec.CorrectionPlan(sampler, model_identity(pipe), technique_of(pipe), (3, 32, 32), report, fitted)
+
+
+def run(pipe, batch_size: int, config: iec.IECConfig | iec.AdamsConfig | iec.CorrectionPlan | None = None) -> None:
     """One corrected (or plain) run of the embedded model."""
     generators = [iec.image_generator(0, i) for i in range(batch_size)]
     if config is None:
@@ -63,7 +79,7 @@ def instant(network) -> Iterator[None]:
         del network.forward
 
 
-def own_milliseconds(pipe, batch_size: int, rounds: int, config: iec.IECConfig | None) -> list[float]:
+def own_milliseconds(pipe, batch_size: int, rounds: int, config) -> list[float]:
     """CPU time per step of a run less that of its evaluations; corrected, with recording and self-check on."""
 
     def cpu(work: Callable[[], object]) -> float:
@@ -71,17 +87,31 @@ def own_milliseconds(pipe, batch_size: int, rounds: int, config: iec.IECConfig |
         work()
         return time.process_time() - began
 
-    count = STEPS if config is None else 2 * STEPS
+    count = 2 * STEPS if isinstance(config, iec.IECConfig) else STEPS
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a second thread that waits for work would be counted as work
-    with instant(pipe.unet):
-        run(pipe, batch_size, config)
+    with instant(pipe.unet), nullcontext() if config is None else iec.enabled(pipe, config):
+        run(pipe, batch_size)
         pairs = [
-            (cpu(lambda: run(pipe, batch_size, config)), cpu(lambda: evaluations(pipe, batch_size, count)))
+            (cpu(lambda: run(pipe, batch_size)), cpu(lambda: evaluations(pipe, batch_size, count)))
             for _ in range(rounds)
         ]
     torch.set_num_threads(threads)
     return [1e3 * (whole - network) / STEPS for whole, network in pairs]
+
+
+def milliseconds_of_an_evaluation(pipe, batch_size: int, rounds: int) -> float:
+    """CPU time of one evaluation, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    evaluations(pipe, batch_size, 1)
+    found = []
+    for _ in range(rounds):
+        began = time.process_time()
+        evaluations(pipe, batch_size, 1)
+        found.append(1e3 * (time.process_time() - began))
+    torch.set_num_threads(threads)
+    return statistics.median(found)
 
 
 def main() -> None:
@@ -114,6 +144,14 @@ def main() -> None:
             own_milliseconds(pipe, batch, 4 * rounds, PAPER),
             wanted,
         )
+    for name, config in (("Adams", iec.AdamsConfig()), ("calibrated", made_up_plan(pipe))):
+        for batch in (1, 16):
+            # What it adds to a step, beside what a plain step takes: by the processor's time, which is steadier.
+            plain = statistics.median(own_milliseconds(pipe, batch, 4 * rounds, None))
+            added = [own - plain for own in own_milliseconds(pipe, batch, 4 * rounds, config)]
+            whole = plain + milliseconds_of_an_evaluation(pipe, batch, rounds)
+            percent = [100 * one / whole for one in added]
+            add(f"{name}: added to a plain step, % of its time", batch, percent, "< 1" if batch == 16 else "")
     Console().print(table)
 
 

@@ -16,7 +16,7 @@ def reproduce(
     what: Annotated[
         str,
         typer.Argument(
-            help="efficient, table1 to table5, figure2 to figure11, iterations, relaxation, pareto or severity."
+            help="efficient, correction, table1 to 5, figure2 to 11, iterations, relaxation, pareto or severity."
         ),
     ],
     size: Annotated[str, typer.Option(help="Of `efficient`: quick (two cores, 90 minutes) or full (a GPU).")] = "quick",
@@ -30,7 +30,7 @@ def reproduce(
         str | None, typer.Option(help="Of `efficient`: sample only the rows whose name contains this; writes no page.")
     ] = None,
     available: Annotated[
-        bool, typer.Option("--available", help="Of `efficient` and figures: sample nothing; what lacks is named.")
+        bool, typer.Option("--available", help="Of `efficient`, `correction` and figures: sample nothing new.")
     ] = False,
     scale: Annotated[
         str, typer.Option(help="embedded (our model), or paper (table1 to table5 with the paper's models).")
@@ -75,7 +75,7 @@ def reproduce(
     from iec.experiments.tables import load_tables, table_names
     from iec.storage.files import require_writable
 
-    known = ["efficient", *table_names(), *figure_names()]
+    known = ["efficient", "correction", *table_names(), *figure_names()]
     if what not in known:
         raise ValueError(f"There is nothing called '{what}' to reproduce: use {', '.join(known)}.")
     options = PaperOptions(data, model, captions, reference, features, clip_model, images, batch_size, device, dtype)
@@ -95,6 +95,12 @@ def reproduce(
         config = replace(config, **chosen)
         require_writable(output)
         _efficient(config, size, output, results, only, available, as_json)
+        return
+    if what == "correction":
+        from iec.experiments.correction_study import CorrectionStudy
+
+        require_writable(output)
+        _correction(replace(CorrectionStudy.load(), **chosen), output, results, available, as_json)
         return
     if what in figure_names():
         figure = load_figure(what)
@@ -136,6 +142,27 @@ def _efficient(
     for section in sections:
         console.print(to_rich(evidence_table(section)))
     console.print(f"Page: {paths[0]}")
+
+
+def _correction(study: Any, output: Path, results: Path, available: bool, as_json: bool) -> None:
+    from iec.experiments.correction_page import study_json, study_tables, write_study
+    from iec.experiments.correction_study import measure_study
+    from iec.reports.table import to_rich
+
+    groups = watched(
+        study.total_images(),
+        lambda callbacks: measure_study(study, study.measurements(results, **callbacks), available),
+    )
+    if not groups:
+        raise ValueError(f"No group of the study is in '{results}' yet: leave out --available.")
+    path = write_study(groups, study, output)
+    if as_json:
+        print_json(study_json(groups))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    for table in study_tables(groups, study):
+        console.print(to_rich(table))
+    console.print(f"Page: {path}")
 
 
 def _tables(parts: list[Any], output: Path, results: Path, as_json: bool) -> None:

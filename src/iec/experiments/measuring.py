@@ -67,12 +67,15 @@ class Measurements:
         self.rows.add(key, row)
         return row
 
-    def find(self, setting: Setting, images: int, seed: int, spacing: str = "quad") -> StoredRow | None:
-        """The row of these settings if it is there; nothing is sampled or calibrated."""
+    def find(
+        self, setting: Setting, images: int, seed: int, spacing: str = "quad", calibration: bool = False
+    ) -> StoredRow | None:
+        """The row of these settings if it is there, as `row` would sample it; nothing is sampled or calibrated."""
         pipe = self.pipeline(setting, spacing)
         if not self.plans.made(pipe, setting):
             return None
-        return self.rows.find(digest(self.settings(pipe, setting, images, seed, spacing)))
+        drawn = seed + CALIBRATION_OFFSET if calibration else seed
+        return self.rows.find(digest(self.settings(pipe, setting, images, drawn, spacing)))
 
     def pipeline(self, setting: Setting, spacing: str = "quad") -> DiffusionPipeline:
         """The model with the setting's solver."""

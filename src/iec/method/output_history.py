@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import torch
 
-from iec.method.bands import split_bands
+from iec.method.bands import split_bands, weighted_bands
 
 
 def differences(outputs: Sequence[torch.Tensor], history: int) -> list[torch.Tensor]:
@@ -45,16 +45,26 @@ def correction_term(
     outputs: raw outputs, newest last. coefficients: lambda_i [m], or [m, bands]. constant: b_i, one per channel.
     """
     by_band = coefficients.reshape(len(coefficients), -1).to(outputs[-1].device, outputs[-1].dtype)
-    total: torch.Tensor | None = None
-    for weights, difference in zip(by_band, differences(outputs, len(by_band)), strict=False):
-        term = torch.tensordot(weights, features(difference, len(weights), grid), 1)
-        total = term if total is None else total + term
+    parts = differences(outputs, len(by_band))
+    total = _weighted(parts, by_band[: len(parts)], grid) if parts else None
     if constant is None:
         return total
     shape = [1] * outputs[-1].dim()
     shape[channel_axis] = -1
     shift = constant.to(outputs[-1].device, outputs[-1].dtype).view(shape)
     return shift.expand_as(outputs[-1]) if total is None else total + shift
+
+
+def _weighted(parts: list[torch.Tensor], weights: torch.Tensor, grid: tuple[int, int] | None) -> torch.Tensor:
+    """sum_j sum_k weights[j, k] of band k of part j."""
+    if weights.shape[1] > 1:
+        if grid is None:
+            return weighted_bands(parts, weights)
+        return _packed(weighted_bands([_unpacked(part, grid) for part in parts], weights), grid)
+    total = weights[0] * parts[0]
+    for weight, part in zip(weights[1:], parts[1:], strict=True):
+        total = total + weight * part
+    return total
 
 
 class OutputHistory:

@@ -49,8 +49,12 @@ def candidates(request: Request, unit: EvaluationCost) -> list[Candidate]:
 
 def tuned_families(request: Request) -> list[list[Setting]]:
     """The settings of which the best one on the calibration seed is compared: epsilon scales, and time shifts."""
-    samplings = [[Sampling(epsilon_scale=v) for v in _SCALES], [Sampling(time_shift=v) for v in _WINDOWS]]
-    return [[replace(request.plain, sampler=sampling) for sampling in family] for family in samplings]
+    return [[replace(request.plain, sampler=sampling) for sampling in family] for family in tuned_samplings()]
+
+
+def tuned_samplings() -> list[list[Sampling]]:
+    """The changes to a network that cost nothing, of which one each is chosen: epsilon scales, and time shifts."""
+    return [[Sampling(epsilon_scale=v) for v in _SCALES], [Sampling(time_shift=v) for v in _WINDOWS]]
 
 
 def affordable(setting: Setting, budget: float, unit: EvaluationCost, request: Request) -> Setting | None:
