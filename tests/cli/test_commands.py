@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from tiny_models import ddim_pipe, tiny_unet
 
 from iec.cli.app import main
-from iec.efficient import plan_files
 from iec.evaluation import image_folder
+from iec.storage import plan_files
 
 
 @pytest.fixture

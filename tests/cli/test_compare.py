@@ -103,6 +103,8 @@ def test_latent_models_with_prompts_and_classes_are_compared_as_they_sample(
     [
         (["-n", 9], "at least 10 images"),
         (["--samples", 0], "at least 1 trajectory"),
+        (["--samples", 7], "samples must be at least 8, but is 7"),
+        (["--correct", "calibrated,history=-1"], "history must be at least 0"),
         (["--device", "nowhere"], "The device 'nowhere' cannot be used here"),
         (["--spacing", "scheduler"], "one time grid: use the spacing quad"),
         (["--cache", "deepcache:5"], "longer than the run of 4 steps"),

@@ -5,16 +5,18 @@ import pytest
 import iec
 from iec.efficient import CacheQuantConfig, DeepCacheConfig, QuantizationConfig
 from iec.evaluation.cost import EvaluationCost
-from iec.experiments.compare.request import DEFAULT_CORRECTIONS, Request
+from iec.experiments.compare.request import Request
 from iec.experiments.compare.rivals import affordable, candidates, possible, tuned_families
 from iec.experiments.compare.running import workload
+from iec.experiments.corrections import CALIBRATED
 from iec.experiments.samplers.sampling import PLAIN, Sampling
 from iec.experiments.settings import Setting
 from iec.method.noise import CALIBRATION_OFFSET
 
 UNIT = EvaluationCost(1000, 100)
 REFRESH = iec.IECConfig(relaxation=0, cache="refresh")
-CACHED = Request(DeepCacheConfig(5), num_steps=20)
+PAPER, EDGES = iec.IECConfig.paper(), iec.IECConfig(steps="edges:1/10")
+CACHED = Request(DeepCacheConfig(5), (PAPER, EDGES), num_steps=20)
 
 
 def settings_of(request, role):
@@ -23,7 +25,7 @@ def settings_of(request, role):
 
 def test_every_rival_of_a_corrected_cache_is_there():
     # IEC all: 8 F + 16 C = 9.6. edges: 5 F + 16 C = 6.6. DeepCache N=5 with T steps: 0.9 ceil(T / 5) + 0.1 T.
-    cache, paper, edges = DeepCacheConfig(5), *DEFAULT_CORRECTIONS
+    cache, paper, edges = DeepCacheConfig(5), PAPER, EDGES
     full, plain = Setting(20), Setting(20, cache)
     assert settings_of(CACHED, "full precision") == [
         full,
@@ -121,6 +123,17 @@ def test_the_estimate_counts_every_row():
     assert work.evaluations == pytest.approx(100 * rows + 100 * tried + 64 * followed)
     assert work.plans == 0
     assert workload(Request(QuantizationConfig(), (iec.IECConfig.paper(),)), UNIT).plans == 8
+
+
+def test_what_costs_no_evaluation_has_the_rivals_of_the_plain_model_and_a_plan():
+    request = Request(DeepCacheConfig(5), (CALIBRATED, iec.AdamsConfig()), num_steps=20)
+    corrected = settings_of(request, "corrected")
+    assert {setting.evaluations() for setting in corrected} == {request.plain.evaluations()}
+    assert settings_of(request, "full precision") == [
+        Setting(20), Setting(20, None, CALIBRATED), Setting(20, None, iec.AdamsConfig()),
+    ]  # fmt: skip
+    assert not settings_of(request, "cache refresh without correction")
+    assert workload(request, UNIT).plans == 2
 
 
 def test_tuning_never_sees_a_judged_image():

@@ -38,7 +38,7 @@ def main() -> None:
     except Exception as error:
         if hasattr(error, "format_message"):  # an option that the parser refused
             _say(error.format_message())
-        elif isinstance(error, (ValueError, TypeError)):
+        elif isinstance(error, (ValueError, TypeError)) or _unsupported(error):
             _say(str(error))
         elif _disk_full(error):
             _say("the disk is full: free some space and run the same command again; what it had finished is kept.")
@@ -50,6 +50,13 @@ def main() -> None:
             raise
         sys.exit(2)
     sys.exit(code or 0)
+
+
+def _unsupported(error: Exception) -> bool:
+    """Whether a pipeline cannot be corrected; asked only once something failed, since it loads the library."""
+    from iec.pipelines import IECUnsupportedError
+
+    return isinstance(error, IECUnsupportedError)
 
 
 def _disk_full(error: Exception) -> bool:

@@ -1,6 +1,7 @@
 """What the commands share: options, the dtype, and progress on standard error."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -77,6 +79,18 @@ def progress(unit: str, shown: bool = True) -> Progress:
         disable=not shown,
         speed_estimate_period=600,  # a batch may take minutes
     )
+
+
+def staged(bar: Progress) -> Callable[[str, int, int], None]:
+    """What shows stages one below the other: `(stage, done, total)`."""
+    tasks: dict[str, TaskID] = {}
+
+    def on_progress(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = bar.add_task(stage, total=total)
+        bar.update(tasks[stage], completed=done, total=total)
+
+    return on_progress
 
 
 def print_json(value: dict[str, Any]) -> None:

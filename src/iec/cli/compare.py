@@ -35,7 +35,9 @@ def compare(
     cachequant: CacheQuant = None,
     correct: Annotated[
         list[str] | None,
-        typer.Option(help="A corrector, as of iec sample; give it again for each. Default: paper, steps=edges:1/10."),
+        typer.Option(
+            help="A corrector, as of iec sample; again for each. Default: calibrated, adams, paper, relaxation=fitted."
+        ),
     ] = None,
     images: Annotated[int, typer.Option("-n", "--images", help="Images per row; at least 10.")] = 500,
     seed: Seed = 0,

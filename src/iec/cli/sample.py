@@ -1,8 +1,7 @@
 """`iec sample`."""
 
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -26,9 +25,6 @@ from iec.cli.common import (
     torch_dtype,
 )
 
-if TYPE_CHECKING:
-    from iec.efficient import DeepCacheConfig
-
 
 def sample(
     model: Model = None,
@@ -41,7 +37,8 @@ def sample(
     correct: Annotated[
         str | None,
         typer.Option(
-            help="A preset (paper, released, stable_diffusion) or settings such as relaxation=0.5,steps=edges:1/10."
+            help="At no evaluation: adams, calibrated (fitted first), or the folder of a plan. By evaluating again: "
+            "paper, released, stable_diffusion, relaxation=fitted, or settings: relaxation=0.5,steps=edges:1/10."
         ),
     ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder for the PNGs and sampling.json.")] = Path(
@@ -73,11 +70,11 @@ def sample(
     from iec.evaluation.per_image import listed
     from iec.evaluation.processes import Share
     from iec.evaluation.sampling import require_sampling, sample_to_folder
-    from iec.experiments.language import parse_correction, parse_one_technique
-    from iec.experiments.plans import needs_plan, planned
+    from iec.experiments.correction_choice import parse_correction_or_folder
+    from iec.experiments.corrections import FittedCorrection
+    from iec.experiments.language import parse_one_technique
+    from iec.experiments.prepared import PlanFolders, prepared
     from iec.models.loading import load_pipeline
-    from iec.storage.files import require_writable
-    from iec.storage.locking import exclusive
 
     if threads is not None:
         if threads < 1:
@@ -86,25 +83,24 @@ def sample(
     share = Share.of_environment()
     inputs = prompt_inputs(prompt, prompts)
 
-    technique, correction = parse_one_technique(cache, quantize, cachequant), parse_correction(correct)
+    technique, correction = parse_one_technique(cache, quantize, cachequant), parse_correction_or_folder(correct)
     if plan is not None and technique is not None:
         raise ValueError("--plan already says what the model is: leave out --cache, --quantize and --cachequant.")
     pipe = load_pipeline(model, torch_dtype(dtype), share.device(device), spacing)
     inputs |= class_inputs(pipe, classes, seed)
-    require_sampling(pipe, images, steps, seed, batch_size, correction, inputs)
+    known = None if isinstance(correction, FittedCorrection) else correction
+    require_sampling(pipe, images, steps, seed, batch_size, known, inputs)
     with progress("images", shown=share.rank == 0) as bar:
         task = bar.add_task("sampling", total=images)
-        used: DeepCacheConfig | Path | None = plan
-        if plan is None and technique is not None:
-
-            def on_calibration(done: int, total: int) -> None:
-                bar.update(task, description=f"calibrating, {done} of {total} trajectories")
-
-            if needs_plan(technique):
-                require_writable(output)
-            # Of several processes one calibrates, and the others wait for its plan.
-            with exclusive(output / ".plan.lock") if needs_plan(technique) else nullcontext():
-                used = planned(pipe, technique, steps, output / "plan", listed(inputs, 64), on_calibration)
+        used, enabled = prepared(
+            pipe,
+            plan or technique,
+            correction,
+            steps,
+            PlanFolders.inside(output),
+            listed(inputs, 64),
+            lambda stage, done, total: bar.update(task, description=f"{stage}, {done} of {total}"),
+        )
         bar.reset(task, description="sampling", total=images)
         folder = sample_to_folder(
             pipe,
@@ -116,7 +112,7 @@ def sample(
             seed=seed,
             batch_size=batch_size,
             technique=used,
-            correction=correction,
+            correction=enabled,
             inputs=inputs,
             share=share,
             on_progress=lambda done: bar.update(task, completed=done),

@@ -9,14 +9,14 @@ import torch
 from diffusers import DiffusionPipeline
 
 from iec.efficient import DeepCacheConfig, apply
+from iec.evaluation.corrections import INNER_FOLDER, Correction, recorded_correction, require_correction
 from iec.evaluation.cost import evaluation_cost
 from iec.evaluation.generate import Batch, generate
 from iec.evaluation.image_folder import ImageFolder
 from iec.evaluation.network_call import network_call
 from iec.evaluation.per_image import recorded
 from iec.evaluation.processes import ALONE, Share
-from iec.method.config import IECConfig
-from iec.method.steps import select_steps
+from iec.pipelines import CorrectionPlan
 from iec.runtime import network_of
 from iec.runtime.sampler import Sampler
 from iec.storage.fingerprint import fingerprint, folder_digest
@@ -33,7 +33,7 @@ def sample_to_folder(
     seed: int = 0,
     batch_size: int = 64,
     technique: DeepCacheConfig | Path | None = None,
-    correction: IECConfig | None = None,
+    correction: Correction | Path | None = None,
     inputs: Mapping[str, Any] | None = None,
     share: Share = ALONE,
     on_batch: Callable[[Batch], None] = lambda batch: None,
@@ -42,12 +42,15 @@ def sample_to_folder(
     """Sample `num_images` images into `folder`, or the rest of them where an earlier run was interrupted.
 
     model, spacing: as they were loaded, for the record. technique: a cache, or the folder of a calibrated plan.
-    inputs: as of `generate`, such as prompts. share: which batches this process takes, of several that are called alike
-    and write to one folder; the last of them to finish sets the folder's `complete`.
+    correction: also a plan or its folder. inputs: as of `generate`, such as prompts. share: which batches this process
+    takes, of several that are called alike and write to one folder; the last of them to finish sets the folder's
+    `complete`.
     on_progress(images): how many are there, of all processes, at the start and after every batch.
     Raises ValueError or TypeError for bad settings, an unwritable folder, or a folder of another run, before anything
     is sampled.
     """
+    if isinstance(correction, Path):
+        correction = CorrectionPlan.from_pretrained(correction)
     require_sampling(pipe, num_images, num_steps, seed, batch_size, correction, inputs)
     network = network_of(pipe)
     weights = fingerprint(network)
@@ -56,6 +59,8 @@ def sample_to_folder(
         technique.full_steps(num_steps)
     if technique is not None:
         apply(pipe, technique)
+    if isinstance(correction, CorrectionPlan):
+        correction.require_fits(pipe)
     settings = {
         "model": model,
         "weights": weights,
@@ -64,8 +69,8 @@ def sample_to_folder(
         "batch_size": batch_size,
         "spacing": spacing,
         "cache": _cache_settings(technique) if isinstance(technique, DeepCacheConfig) else None,
-        "plan": folder_digest(technique) if isinstance(technique, Path) else None,
-        "correction": None if correction is None else correction.to_dict(),
+        "plan": folder_digest(technique, without=INNER_FOLDER) if isinstance(technique, Path) else None,
+        "correction": recorded_correction(correction, num_steps),
         **recorded(inputs or {}),
         "dtype": str(next(network.parameters()).dtype).removeprefix("torch."),
         "device": next(network.parameters()).device.type,
@@ -91,14 +96,13 @@ def require_sampling(
     num_steps: int,
     seed: int = 0,
     batch_size: int = 64,
-    correction: IECConfig | None = None,
+    correction: Correction | None = None,
     inputs: Mapping[str, Any] | None = None,
 ) -> None:
     """Raise ValueError or TypeError for settings that `sample_to_folder` refuses, before a folder is touched."""
-    if correction is not None and correction.num_iterations and num_steps > 0:
-        select_steps(correction.steps, num_steps)
     # Nothing is sampled before the first `next`.
     generate(pipe, num_images, num_steps, seed, batch_size, correction, inputs=inputs)
+    require_correction(pipe, correction, num_steps, inputs)
 
 
 def _cache_settings(config: DeepCacheConfig) -> dict[str, Any]:

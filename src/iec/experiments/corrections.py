@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from iec.evaluation.corrections import recorded_correction
 from iec.method.adams import AdamsConfig
 from iec.method.config import IECConfig
 from iec.method.steps import select_steps
@@ -25,6 +26,17 @@ class FittedCorrection:
         return {"kind": "fitted", **{name: value for name, value in asdict(self).items() if value is not None}}
 
 
+def asked_correction(wanted: bool, **options: Any) -> FittedCorrection | None:
+    """The correction that options ask for, None where it is not wanted; an option that is not given is None.
+
+    Raises ValueError, naming the option, where one is given without it.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if given and not wanted:
+        raise ValueError(f"--{next(iter(given))} belongs to --correction.")
+    return FittedCorrection(**options) if wanted else None
+
+
 Correction = IECConfig | AdamsConfig | FittedCorrection
 
 #: The calibrated correction as it is by itself, and IEC's best case.
@@ -34,9 +46,9 @@ FITTED_IEC = FittedCorrection(relaxation="fitted")
 
 def correction_settings(correction: Correction | None, num_steps: int) -> dict[str, Any] | None:
     """What decides the numbers of a correction, as JSON values."""
-    if isinstance(correction, AdamsConfig):
-        return {"kind": "adams", "relaxation": correction.relaxation_over(num_steps)}
-    return None if correction is None else correction.to_dict()
+    if isinstance(correction, FittedCorrection):
+        return correction.to_dict()
+    return recorded_correction(correction, num_steps)
 
 
 def extra_evaluations(correction: Correction | None, num_steps: int, full_steps: frozenset[int]) -> int:
@@ -47,6 +59,13 @@ def extra_evaluations(correction: Correction | None, num_steps: int, full_steps:
         return 0
     corrected = select_steps(correction.steps, num_steps)
     return correction.num_iterations * len(corrected if correction.cached_steps else corrected & full_steps)
+
+
+def evaluates(correction: Correction | None) -> bool:
+    """Whether it is IEC's, which evaluates again; the others change outputs that are made anyway."""
+    if isinstance(correction, FittedCorrection):
+        return correction.relaxation is not None
+    return isinstance(correction, IECConfig)
 
 
 def corrects(correction: Correction | None) -> bool:

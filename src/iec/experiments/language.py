@@ -30,6 +30,8 @@ _PRESETS = {
     "released": IECConfig.released,
     "stable_diffusion": IECConfig.stable_diffusion,
 }
+#: What `parse_correction` knows by name.
+CORRECTIONS = (*_PRESETS, "adams", "calibrated", "none")
 _CORRECTION_NAMES = {
     "relaxation": "relaxation",
     "iterations": "num_iterations",

@@ -25,8 +25,8 @@ from iec.efficient.applying import Technique as Applicable
 from iec.efficient.quantization.layers import Storage
 from iec.evaluation.per_image import listed, recorded
 from iec.experiments.corrections import FittedCorrection, correction_settings
+from iec.experiments.fits import Fit
 from iec.experiments.settings import Setting, Technique, quantizes
-from iec.fitting import calibrate_correction
 from iec.method.adams import AdamsConfig
 from iec.method.config import IECConfig
 from iec.pipelines import CorrectionPlan
@@ -126,20 +126,10 @@ class Plans:
         if self.folder is not None and (self.folder / key).exists():
             return CorrectionPlan.from_pretrained(self.folder / key)
         chosen = self.calibration
+        inputs = listed(self.inputs, chosen.samples)
+        fit = Fit(correction, setting.num_steps, inputs, chosen.samples, chosen.batch_size, chosen.seed)
         with self.applied(pipe, setting):
-            plan = calibrate_correction(
-                pipe,
-                setting.num_steps,
-                chosen.samples,
-                chosen.seed,
-                history=correction.history,
-                bias=correction.bias,
-                bands=correction.bands,
-                relaxation=correction.relaxation,
-                batch_size=chosen.batch_size,
-                inputs=listed(self.inputs, chosen.samples),
-                on_progress=lambda done, total: self.on_progress(setting, done, total),
-            )
+            plan = fit.plan(pipe, lambda done, total: self.on_progress(setting, done, total))
         if self.folder is not None:
             plan.save_pretrained(self.folder / key)
         return plan
@@ -209,35 +199,11 @@ class Plans:
         )
 
 
-def planned(
-    pipe: DiffusionPipeline,
-    technique: Technique | None,
-    num_steps: int,
-    folder: Path,
-    inputs: Mapping[str, Any],
-    on_progress: Callable[[int, int], None],
-    samples: int = 64,
-    batch_size: int = 16,
-) -> DeepCacheConfig | Path | None:
-    """What samples with `technique`: itself, or `folder`, with its plan, which is made there unless it is there.
-
-    samples, batch_size: of a calibration. Raises ValueError where the folder's plan has other settings or steps.
-    """
-    if technique is None or (isinstance(technique, DeepCacheConfig) and not needs_plan(technique)):
-        return technique
-    if folder.exists():
-        found = load_plan(folder)
-        wanted = Sampler.of(pipe.scheduler, num_steps)  # PLMS makes more calls than steps
-        same_steps = found.num_steps == num_steps if found.sampler is None else found.sampler == wanted
-        if technique_settings(found.config) != technique_settings(technique) or not same_steps:
-            raise ValueError(f"'{folder}' holds the plan of another technique: use another output folder.")
-    else:
-        checkpoint = folder.with_name(f".{folder.name}-calibration")
-        plan = calibrate(
-            pipe, technique, num_steps, samples, batch_size, 0, inputs, on_progress=on_progress, checkpoint=checkpoint
-        )
-        plan.save_pretrained(folder)
-    return folder
+def is_of_run(plan: CalibratedPlan, pipe: DiffusionPipeline, num_steps: int) -> bool:
+    """Whether the plan is for runs of `pipe` over `num_steps` steps."""
+    if plan.sampler is None:
+        return plan.num_steps == num_steps
+    return plan.sampler == Sampler.of(pipe.scheduler, num_steps)  # PLMS makes more calls than steps
 
 
 def needs_plan(technique: Technique) -> bool:

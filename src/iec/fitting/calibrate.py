@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from diffusers import DiffusionPipeline
@@ -72,6 +73,11 @@ class FitConfig:
         return self.substeps or max(2, -(-_FINE_STEPS // self.num_inference_steps))
 
     @property
+    def fixed(self) -> dict[str, int]:
+        """What is given of the choices that held-out trajectories make otherwise."""
+        return {name: value for name in ("history", "bias", "bands") if (value := getattr(self, name)) is not None}
+
+    @property
     def held_out(self) -> int:
         """From this trajectory on, a quarter is not fitted, and chooses among what was."""
         return self.samples - max(2, self.samples // 4)
@@ -107,19 +113,12 @@ def calibrate_correction(
     Raises ValueError or TypeError, in one sentence and before anything is sampled, for settings, a scheduler, a
     reference or a checkpoint that does not fit.
     """
-    require_pipeline(pipe)
     config = FitConfig(num_inference_steps, samples, seed, history, bias, bands, relaxation, substeps, batch_size)
     if not isinstance(inputs, (Mapping, type(None))):
         raise TypeError(f"inputs must be a mapping from arguments of the call, or None, but is {inputs!r}.")
     given = dict(inputs or {})
+    require_fit(pipe, config, reference, given)
     batches = Batches(samples, batch_size, seed)
-    if isinstance(reference, DiffusionPipeline):
-        require_pipeline(reference)
-        _require_alike(pipe, reference)
-    elif reference not in (None, "self"):
-        raise TypeError(f"reference must be a pipeline, None or 'self', but is {reference!r}.")
-    TrajectoryCalls(pipe, num_inference_steps, given)  # refuses inputs that the pipeline does not take
-    _require_scheduler(pipe, num_inference_steps)
     kept = None if checkpoint is None else Checkpoint(checkpoint, _identity(pipe, reference, config, given))
     with ExitStack() as stack:
         unkept = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -129,6 +128,24 @@ def calibrate_correction(
     if kept is not None:
         kept.finish()
     return plan
+
+
+def require_fit(
+    pipe: DiffusionPipeline,
+    config: FitConfig,
+    reference: DiffusionPipeline | Literal["self"] | None = None,
+    inputs: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Raise ValueError or TypeError, in one sentence, for what `calibrate_correction` refuses before any work."""
+    require_pipeline(pipe)
+    Batches(config.samples, config.batch_size, config.seed)  # refuses a seed outside its range
+    if isinstance(reference, DiffusionPipeline):
+        require_pipeline(reference)
+        _require_alike(pipe, reference)
+    elif reference not in (None, "self"):
+        raise TypeError(f"reference must be a pipeline, None or 'self', but is {reference!r}.")
+    TrajectoryCalls(pipe, config.num_inference_steps, dict(inputs))  # refuses inputs that the pipeline does not take
+    _require_scheduler(pipe, config.num_inference_steps)
 
 
 class _Calibration:
@@ -207,7 +224,7 @@ class _Calibration:
     def _report(self, plain: float, corrected: float) -> FitReport:
         config, reference = self.config, self.reference
         name = "given" if isinstance(reference, DiffusionPipeline) else reference or "full precision"
-        return FitReport(config.samples, config.seed, config.fine_steps, name, plain, corrected)
+        return FitReport(config.samples, config.seed, config.fine_steps, name, plain, corrected, fixed=config.fixed)
 
     def _evaluations(self) -> int:
         """About how many evaluations of one image it takes; candidates that need not be tried are counted."""

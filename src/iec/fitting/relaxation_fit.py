@@ -57,6 +57,11 @@ class RelaxationFit:
         assert self.sampler is not None
         return tuple(self.relaxations.get(step, 0.0) for step in range(len(self.sampler.timesteps)))
 
+    def finish(self, batch: int, state: torch.Tensor, sampler: Sampler) -> None:
+        """Note the final state of a batch."""
+        self.sampler = sampler
+        final_errors(self.reference, self.errors)(batch, state, sampler)
+
     def error(self) -> tuple[float, float]:
         """The error of the final state over held-out trajectories, and its standard error."""
         return mean_error(self.errors, self.held_out)

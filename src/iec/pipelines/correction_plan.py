@@ -40,7 +40,7 @@ class FitReport:
     samples, seed, substeps: trajectories, and the reference's steps between two timesteps at most. reference: `full
     precision`, `given` or `self`. plain, corrected: the errors of the final state without and with the plan, as of
     `TriedFit`. solver_plain, solver_corrected: the same of the reference network's own fit; None where the pipeline
-    is its own reference. tried: every candidate.
+    is its own reference. tried: every candidate. fixed: what of history, bias and bands was given, not chosen.
     """
 
     samples: int
@@ -52,6 +52,7 @@ class FitReport:
     solver_plain: float | None = None
     solver_corrected: float | None = None
     tried: tuple[TriedFit, ...] = ()
+    fixed: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def solver_share(self) -> float:
@@ -65,6 +66,8 @@ class FitReport:
 
     def __str__(self) -> str:
         text = f"error of the final state {self.plain:.4f} -> {self.corrected:.4f} on held-out trajectories"
+        if not self.tried:  # lambdas of IEC, of which the solver's part is not known
+            return text
         if self.solver_plain is None:
             return f"{text}; the reference is the same network, so all of it is the solver's"
         return f"{text}; {self.solver_share:.0%} of the gain comes from the solver"

@@ -2,7 +2,7 @@
 
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -21,6 +21,21 @@ from iec.pipelines.straight import straight
 from iec.runtime import Part, Participant, Run
 
 _FIRST_ORDER = "use a first-order one: DDIMScheduler, EulerDiscreteScheduler or FlowMatchEulerDiscreteScheduler"
+
+
+def require_correctable(scheduler: Any, arguments: Mapping[str, Any], planned: bool) -> None:
+    """Raise IECUnsupportedError unless outputs may be corrected before the steps of a scheduler with set timesteps.
+
+    arguments: of the pipeline's call. planned: whether a plan corrects, and not Adams' rule.
+    """
+    kind, name = step_kind(scheduler, arguments), type(scheduler).__name__
+    if kind.stochastic:
+        raise IECUnsupportedError(
+            f"{name} draws noise at its steps, and outputs are corrected towards a deterministic trajectory: "
+            f"{_FIRST_ORDER}, with eta 0."
+        )
+    if kind.multistep and not planned:
+        raise IECUnsupportedError(f"{name} extrapolates earlier outputs already: {_FIRST_ORDER}, or a plan.")
 
 
 class OutputCorrection(Participant):
@@ -90,15 +105,7 @@ class OutputCorrectedRun(Part):
 
     def _begin(self) -> None:
         scheduler = self.run.scheduler
-        kind = step_kind(scheduler, self.run.arguments)
-        name = type(scheduler).__name__
-        if kind.stochastic:
-            raise IECUnsupportedError(
-                f"{name} draws noise at its steps, and outputs are corrected towards a deterministic trajectory: "
-                f"{_FIRST_ORDER}, with eta 0."
-            )
-        if kind.multistep and self.plan is None:
-            raise IECUnsupportedError(f"{name} extrapolates earlier outputs already: {_FIRST_ORDER}, or a plan.")
+        require_correctable(scheduler, self.run.arguments, planned=self.plan is not None)
         if self.plan is not None:
             self.plan.require_timesteps(scheduler)
         self.steps = self.corrector.begin(torch.as_tensor(scheduler.timesteps).double().tolist())

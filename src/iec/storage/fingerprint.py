@@ -28,10 +28,16 @@ def texts_digest(texts: Iterable[str]) -> str:
     return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16]
 
 
-def folder_digest(folder: str | Path, pattern: str = "*") -> str:
-    """16 hex digits over the names and bytes of all files in `folder` of that pattern, whatever order they are in."""
+def folder_digest(folder: str | Path, pattern: str = "*", without: str | None = None) -> str:
+    """16 hex digits over the names and bytes of all files in `folder` of that pattern, whatever order they are in.
+
+    without: a folder in it that does not count.
+    """
     digest = hashlib.sha256()
+    left_out = None if without is None else Path(folder) / without
     for path in sorted(path for path in Path(folder).rglob(pattern) if path.is_file()):
+        if left_out in path.parents:
+            continue
         content = path.read_bytes()
         digest.update(f"{path.relative_to(folder).as_posix()} {len(content)} ".encode())
         digest.update(content)

@@ -37,10 +37,10 @@ _GRID_IMAGES, _PAIRS = 12, 8
 #: Pixels up to which the images of the grid are drawn twice as large.
 _DRAWN_LARGER = 64
 _LEAD = (
-    "Iterative error correction (IEC) evaluates the network again at the state it has just reached. Whether that pays "
-    "depends on what the same evaluations buy otherwise on the same network: a smaller cache interval, more steps, "
-    "another solver, or a correction that costs nothing. This page puts them side by side, at measured cost, from the "
-    "same seeds."
+    "Iterative error correction (IEC) evaluates the network again at the state it has just reached; a calibrated or "
+    "Adams' correction changes the outputs that are made anyway. Whether either pays depends on what the same "
+    "evaluations buy otherwise on the same network: a smaller cache interval, more steps, another solver, or another "
+    "correction. This page puts them side by side, at measured cost, from the same seeds."
 )
 
 
@@ -193,7 +193,8 @@ def _errors(comparison: Comparison) -> list[Section]:
         panels.append(error_panel(describe_correction(correction), list(lines.values())))
     caption = (
         f"{request.plain.label}: mean squared error of the state after every step against full precision without "
-        f"correction, over {request.error_images} images, with 95 % intervals."
+        f"correction, over {request.error_images} images, with 95 % intervals. A correction that removes the solver's "
+        "error too leaves that run, as the dashed line shows."
     )
     title = "The error over the sampling steps"
     return [PlotSection(title, line_plot(panels), "The error of the state over the sampling steps", caption)]

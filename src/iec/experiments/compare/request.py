@@ -14,7 +14,9 @@ from iec.evaluation.cost import EvaluationCost, evaluation_cost
 from iec.evaluation.generate import generate
 from iec.evaluation.metrics.extractor import Titles
 from iec.evaluation.network_call import network_call
-from iec.experiments.corrections import CALIBRATED, FITTED_IEC, Correction, describe_correction
+from iec.evaluation.per_image import listed
+from iec.experiments.corrections import CALIBRATED, FITTED_IEC, Correction, FittedCorrection, describe_correction
+from iec.experiments.fits import Fit
 from iec.experiments.measuring import Measurements
 from iec.experiments.plans import Calibration
 from iec.experiments.rows import cached_evaluation_cost
@@ -106,6 +108,7 @@ class Request:
         # Refuses what it cannot sample.
         generate(pipe, self.images, self.num_steps, self.seed, self.batch_size, inputs=self.inputs)
         spaced_timesteps(self.num_steps, self.spacing)
+        self._require_fits(pipe)
         cache = cache_of(self.technique)
         if cache is not None:
             require_cacheable(network_of(pipe), cache)
@@ -122,6 +125,15 @@ class Request:
         if cache is None:
             return evaluation_cost(network_of(pipe), network_call(pipe, self.num_steps, self.inputs))
         return cached_evaluation_cost(pipe, DeepCacheConfig(2, cache.branch), self.num_steps, self.inputs)
+
+    def _require_fits(self, pipe: DiffusionPipeline) -> None:
+        chosen = self.calibration
+        inputs = listed(self.inputs, chosen.samples)
+        for correction in self.corrections:
+            if isinstance(correction, FittedCorrection):
+                Fit(correction, self.num_steps, inputs, chosen.samples, chosen.batch_size, chosen.seed).require_valid(
+                    pipe
+                )
 
 
 def cache_of(technique: Technique | None) -> DeepCacheConfig | None:

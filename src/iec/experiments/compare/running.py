@@ -12,7 +12,7 @@ from iec.evaluation.cost import EvaluationCost
 from iec.experiments.compare.errors import error_settings, measured_errors
 from iec.experiments.compare.request import Request
 from iec.experiments.compare.rivals import ROLES, Candidate, Role, candidates, tuned_families
-from iec.experiments.corrections import corrects
+from iec.experiments.corrections import FittedCorrection, corrects, evaluates
 from iec.experiments.plans import needs_plan
 from iec.experiments.results import StoredRow
 from iec.experiments.rows import Judge, Verdict, compare
@@ -38,7 +38,8 @@ class ComparedRow:
 
 @dataclass(frozen=True)
 class Contest:
-    """A corrected row against every rival of no more cost on the same network.
+    """A corrected row against every rival of no more cost on the same network: those without correction, and of one
+    that evaluates again also those whose correction evaluates nothing.
 
     best: the verdict against the one of them with the lowest kernel distance.
     """
@@ -85,16 +86,17 @@ def workload(request: Request, unit: EvaluationCost) -> Workload:
     settings = [candidate.setting for candidate in found] + [family[0] for family in families]
     evaluations = request.images * sum(setting.cost(unit) for setting in settings)
     evaluations += request.tuning_images * sum(setting.cost(unit) for setting in tried)
+    followed = [Setting(request.num_steps), *error_settings(request)]
     plans = {
         (setting.technique, setting.num_steps, setting.sampler.solver)
         for setting in settings
         if setting.technique is not None and needs_plan(setting.technique)
     }
-    followed = [Setting(request.num_steps), *error_settings(request)]
+    fitted = {setting for setting in [*settings, *followed] if isinstance(setting.correction, FittedCorrection)}
     evaluations += request.error_images * sum(setting.cost(unit) for setting in followed)
     images = request.images * len(settings) + request.tuning_images * len(tried)
     images += request.error_images * len(followed)
-    return Workload(tuple(found), tuple(map(tuple, families)), evaluations, images, len(plans))
+    return Workload(tuple(found), tuple(map(tuple, families)), evaluations, images, len(plans) + len(fitted))
 
 
 def run_comparison(
@@ -172,6 +174,9 @@ def _is_corrected(setting: Setting) -> bool:
 
 
 def _is_rival(setting: Setting, stored: StoredRow, corrected: Setting, ours: StoredRow) -> bool:
-    if _is_corrected(setting) or quantizes(setting.technique) != quantizes(corrected.technique):
+    if quantizes(setting.technique) != quantizes(corrected.technique):
+        return False
+    # What costs no evaluation is what the cost of one that evaluates again buys otherwise.
+    if _is_corrected(setting) and (evaluates(setting.correction) or not evaluates(corrected.correction)):
         return False
     return bool(stored.record["cost"] <= ours.record["cost"] + 1e-9)

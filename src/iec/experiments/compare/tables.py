@@ -3,7 +3,7 @@
 from iec.experiments.compare.request import cache_of
 from iec.experiments.compare.rivals import ROLES, Role
 from iec.experiments.compare.running import ComparedRow, Comparison, Contest, same_network
-from iec.experiments.corrections import describe_correction
+from iec.experiments.corrections import FittedCorrection, describe_correction
 from iec.experiments.rows import Verdict
 from iec.experiments.settings import quantizes
 from iec.experiments.spread import difference_spread, kernel_spread, psnr_spread, spread
@@ -28,7 +28,8 @@ def verdict_sentence(comparison: Comparison) -> str:
     """Whether correction pays here: each corrector against the best rival of no more cost."""
     request, outcomes = comparison.request, [contest.best.outcome for contest in comparison.contests]
     if "wins" in outcomes:
-        head = "Correction pays here"
+        winners = [_corrector(contest) for contest in comparison.contests if contest.best.outcome == "wins"]
+        head = f"Correction pays here, by {_listed(winners)}"
     elif "not separable" in outcomes:
         head = f"Correction is not shown to pay here with {request.images} images"
     else:
@@ -38,7 +39,7 @@ def verdict_sentence(comparison: Comparison) -> str:
         f"{contest.best.rival.label} (cost {comparison.row(contest.best.rival).cost:.1f})"
         for contest in comparison.contests
     ]
-    return f"{head}: on {request.plain.label}, {_listed(parts)}."
+    return f"{head}: on {request.plain.label}, {'; '.join(parts)}. {_best_sentence(comparison)}"
 
 
 def main_table(comparison: Comparison) -> Table:
@@ -75,7 +76,8 @@ def contest_table(comparison: Comparison) -> Table:
     )
     note = (
         f"{comparison.request.images} images, paired by seed; a win or a loss is a 95 % bootstrap interval that "
-        "excludes zero. The best rival is the first of each group."
+        "excludes zero. The best rival is the first of each group. Rivals are uncorrected; those of IEC's rows, which "
+        "evaluate again, may have a calibrated or Adams' correction too, since that is what the same cost buys."
     )
     return Table("Correction against what no more cost buys otherwise", _contest_columns(comparison), rows, (note,))
 
@@ -175,6 +177,14 @@ def _notes(comparison: Comparison) -> tuple[str, ...]:
         f"lowest {kernel} over {request.tuning_images} images of the calibration seed (seed {request.seed} + 2000).",
         "Front: no other row is both as cheap and better.",
     ]
+    fitted = [found for found in request.corrections if isinstance(found, FittedCorrection)]
+    if fitted:
+        notes.append(
+            f"Fitted, to each model by itself: {_listed([describe_correction(found) for found in fitted])}, over "
+            f"{request.calibration.samples} trajectories of seed {request.calibration.seed} + 2000, which are not "
+            "judged. They aim at the exact solution, so their PSNR to full precision's own steps falls where they "
+            "remove the solver's error."
+        )
     if quantizes(request.technique):
         notes.append(
             "Quantized arithmetic is simulated: its time is that of the simulation. An evaluation in full precision "
@@ -189,5 +199,18 @@ def _corrector(contest: Contest) -> str:
     return describe_correction(correction)
 
 
+def _best_sentence(comparison: Comparison) -> str:
+    """Which of the corrected rows and their rivals is best, separable or not."""
+    contests = comparison.contests
+    settings = [contest.ours.setting for contest in contests] + [v.rival for one in contests for v in one.verdicts]
+    best = min((comparison.row(setting) for setting in settings), key=lambda row: row.kernel.value)
+    return (
+        f"Of them and all their rivals, {best.setting.label} (cost {best.cost:.1f}) has the lowest "
+        f"{comparison.request.titles.kernel}."
+    )
+
+
 def _listed(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])}, and {parts[-1]}"
+    if len(parts) < 3:
+        return " and ".join(parts)
+    return f"{', '.join(parts[:-1])}, and {parts[-1]}"

@@ -17,12 +17,11 @@ from iec.evaluation.per_image import listed
 from iec.evaluation.processes import ALONE, Share
 from iec.evaluation.sampling import require_sampling, sample_to_folder
 from iec.experiments.paper.tables import PaperTable
-from iec.experiments.plans import planned
+from iec.experiments.prepared import PlanFolders, prepared
 from iec.experiments.settings import Setting, describe
 from iec.method.noise import CALIBRATION_OFFSET
 from iec.models.image_shape import image_shape
 from iec.models.paper import PaperModel
-from iec.storage.locking import exclusive
 
 #: Trajectories are calibrated in batches of at most this.
 _CALIBRATION_BATCH = 16
@@ -75,23 +74,27 @@ class PaperSampler:
         on_images: Callable[[int], None] = lambda images: None,
         on_calibration: Callable[[int, int], None] = lambda done, total: None,
     ) -> ImageFolder:
-        """The images of a row, or the rest of them; its plan is calibrated once.
+        """The images of a row, or the rest of them; its plans are calibrated once.
 
-        on_images(images): how many are there. on_calibration(done, total): in trajectories.
+        on_images(images): how many are there. on_calibration(done, total): of the plan that is being made.
         """
-        plan = self.folder / "plans" / _slug(f"{describe(setting.technique)} T={setting.num_steps}")
-        # Of several processes one calibrates, and the others wait for its plan.
-        with exclusive(self.folder / ".plan.lock"):
-            used = planned(
-                self.pipe,
-                setting.technique,
-                setting.num_steps,
-                plan,
-                self._calibration_inputs(),
-                on_calibration,
-                self.model.calibration,
-                min(self.batch_size, _CALIBRATION_BATCH),
-            )
+        plans = self.folder / "plans"
+        folders = PlanFolders(
+            plans / _slug(f"{describe(setting.technique)} T={setting.num_steps}"),
+            plans / _slug(setting.label),
+            self.folder / ".plan.lock",
+        )
+        used, correction = prepared(
+            self.pipe,
+            setting.technique,
+            setting.correction,
+            setting.num_steps,
+            folders,
+            self._calibration_inputs(),
+            lambda stage, done, total: on_calibration(done, total),
+            self.model.calibration,
+            min(self.batch_size, _CALIBRATION_BATCH),
+        )
         try:
             return sample_to_folder(
                 self.pipe,
@@ -102,7 +105,7 @@ class PaperSampler:
                 seed=self.seed,
                 batch_size=self.batch_size,
                 technique=used,
-                correction=setting.correction,
+                correction=correction,
                 inputs=self.inputs(),
                 share=self.share,
                 on_progress=on_images,
