@@ -47,11 +47,6 @@ class RelaxationFit:
         self.relaxations[self._step] = relaxation if explained > _WORTH * self._squares else 0.0
         self._begin_step()
 
-    def finish(self, batch: int, state: torch.Tensor, sampler: Sampler) -> None:
-        """Note the final state of a batch."""
-        self.sampler = sampler
-        final_errors(self.reference, self.errors)(batch, state, sampler)
-
     def all_relaxations(self) -> tuple[float, ...]:
         """Lambda of every step; 0 where a cache served it."""
         assert self.sampler is not None

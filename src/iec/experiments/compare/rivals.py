@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from iec.evaluation.cost import EvaluationCost
 from iec.experiments.compare.request import Request, cache_of
+from iec.experiments.corrections import CALIBRATED
 from iec.experiments.samplers.sampling import Sampling, Solver
 from iec.experiments.settings import Setting, rivals
 from iec.method.config import IECConfig
@@ -19,6 +20,7 @@ Role = Literal[
     "another cache interval",
     "more or fewer DDIM steps",
     "another solver",
+    "calibrated without a cache",
     "cache refresh without correction",
     "changed network, no further cost",
 ]
@@ -108,6 +110,9 @@ def _rivals(setting: Setting, request: Request, unit: EvaluationCost) -> Iterato
     solvers = [replace(request.plain, sampler=Sampling(solver)) for solver in _SOLVERS]
     solved = [affordable(rival, budget, unit, request) for rival in solvers]
     yield from (Candidate("another solver", rival) for rival in solved if rival is not None)
+    uncached = affordable(request.plain.plain(1), budget, unit, request)
+    if cache_of(request.technique) is not None and uncached is not None:
+        yield Candidate("calibrated without a cache", replace(uncached, correction=CALIBRATED))
     if cache_of(request.technique) is not None and isinstance(setting.correction, IECConfig):
         refresh = replace(setting.correction, relaxation=0, cache="refresh")
         yield Candidate("cache refresh without correction", replace(setting, correction=refresh))

@@ -153,7 +153,7 @@ def judge_rows(
         for corrected, own in ours.items():
             if setting == replace(corrected, correction=None):
                 controls.append((corrected, compare(own, figures, setting)))
-            if corrected in request.corrected and _is_rival(setting, stored, corrected, by_setting[corrected]):
+            if corrected in request.corrected and _is_rival(candidate, stored, corrected, by_setting[corrected]):
                 verdicts[corrected].append(compare(own, figures, setting))
     kernel = {row.setting: row.kernel.value for row in rows}
     contests = []
@@ -173,10 +173,13 @@ def _is_corrected(setting: Setting) -> bool:
     return corrects(setting.correction)
 
 
-def _is_rival(setting: Setting, stored: StoredRow, corrected: Setting, ours: StoredRow) -> bool:
-    if quantizes(setting.technique) != quantizes(corrected.technique):
+def _is_rival(candidate: Candidate, stored: StoredRow, corrected: Setting, ours: StoredRow) -> bool:
+    setting = candidate.setting
+    if setting == corrected or quantizes(setting.technique) != quantizes(corrected.technique):
         return False
-    # What costs no evaluation is what the cost of one that evaluates again buys otherwise.
-    if _is_corrected(setting) and (evaluates(setting.correction) or not evaluates(corrected.correction)):
+    # What costs no evaluation is what the cost of one that evaluates again buys otherwise; and fewer steps without a
+    # cache have a plan of their own.
+    free = not evaluates(setting.correction) and evaluates(corrected.correction)
+    if _is_corrected(setting) and not free and candidate.role != "calibrated without a cache":
         return False
     return bool(stored.record["cost"] <= ours.record["cost"] + 1e-9)

@@ -19,6 +19,7 @@ _KINDS: dict[Role, str] = {
     "another cache interval": "plain cache",
     "more or fewer DDIM steps": "plain steps",
     "another solver": "another solver",
+    "calibrated without a cache": "corrected",
     "cache refresh without correction": "cache refresh only",
     "changed network, no further cost": "changed network",
 }
