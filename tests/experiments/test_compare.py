@@ -42,7 +42,7 @@ def tiny_pipeline(spacing="quad", **settings):
 
 
 def request_for(technique, **settings):
-    small = {"num_steps": 4, "images": 12, "batch_size": 6, "calibration": Calibration(4, 4)}
+    small = {"num_steps": 4, "images": 12, "batch_size": 6, "calibration": Calibration(8, 4)}
     return Request(technique, (PAPER,), **{**small, **settings})
 
 
@@ -269,7 +269,7 @@ def test_the_default_correctors_are_compared_and_their_plans_made_once(tiny_mode
     work, images = workload(request, unit), []
     comparison = run_comparison(request, tmp_path / "kept", unit, work, on_images=images.append)
     assert sum(images) == work.images
-    assert work.plans == len(list((tmp_path / "kept" / "plans").iterdir())) == 4
+    assert work.plans == len(list((tmp_path / "kept" / "plans").iterdir())) == 5
     labels = [contest.ours.setting.label.partition(" + ")[2] for contest in comparison.contests]
     assert labels == ["calibrated", "Adams", "IEC all", "IEC fitted"]
     costs = {contest.ours.setting.correction: contest.ours.cost for contest in comparison.contests}

@@ -34,7 +34,7 @@ def tiny(monkeypatch):
         small = {"num_steps": STEPS, "images": IMAGES, "dtype": "float32", "batch_size": BATCH}
         published = {"CIFAR-10 overhead %": (0.0, 14.0, 7.0)}
         own = tuple(System(system, published) for system in systems)
-        calibration = Calibration(4, 4)
+        calibration = Calibration(8, 4)
         table = replace(figure.table, **small, systems=own, corrections=corrections, calibration=calibration)
         return replace(figure, table=table)
 

@@ -33,7 +33,7 @@ def table(monkeypatch):
         images=12,
         dtype="float32",
         batch_size=4,
-        calibration=Calibration(4, 4),
+        calibration=Calibration(8, 4),
     )
 
 

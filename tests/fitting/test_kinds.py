@@ -12,7 +12,7 @@ from tiny_models import draw as draw_images
 
 import iec
 from iec.efficient import QuantizationConfig, apply, calibrate
-from iec.pipelines.correction_plan import FitReport
+from iec.pipelines.correction_plan import FitReport, TriedFit
 
 from .models import NoisePipeline, Small, ddim, draw, gaussian_pipe, quad, size
 from .test_gaussian import first_state
@@ -131,7 +131,8 @@ def test_the_chosen_candidate_is_the_smallest_of_near_equals():
 )
 def test_the_solvers_share_is_of_the_squared_error(errors, share):
     plain, corrected, solver_plain, solver_corrected = errors
-    report = FitReport(8, 0, 2, "given", plain, corrected, solver_plain, solver_corrected)
+    tried = (TriedFit(1, 1, False, corrected, 0.0),)
+    report = FitReport(8, 0, 2, "given", plain, corrected, solver_plain, solver_corrected, tried)
     assert report.solver_share == pytest.approx(share)
     assert f"{plain:.4f} -> {corrected:.4f}" in str(report)
     assert (f"{share:.0%} of the gain" in str(report)) == (solver_plain is not None)

@@ -66,6 +66,6 @@ def small_paper_model(name):
         unet=replace(model.unet, settings=unet),
         autoencoder=autoencoder,
         num_steps=4,
-        calibration=4,
+        calibration=8,
         batch_size=5,
     )

@@ -2,14 +2,14 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from iec.experiments.corrections import Correction
+from iec.experiments.corrections import Correction, FittedCorrection
 from iec.experiments.language import parse_correction, parse_technique
 from iec.experiments.measuring import Measurements
 from iec.experiments.plans import Calibration
@@ -77,6 +77,11 @@ class ExperimentTable:
         """The settings of one system, one per correction, the uncorrected one first."""
         technique = parse_technique(system.name)
         return [self.setting(technique, parse_correction(text)) for text in self.corrections]
+
+    def as_published(self) -> "ExperimentTable":
+        """The table with the corrections of the paper's kinds alone, which its figures show."""
+        kept = [text for text in self.corrections if not isinstance(parse_correction(text), FittedCorrection)]
+        return replace(self, corrections=tuple(kept))
 
     def publishes(self, figure: str) -> bool:
         """Whether the paper gives that figure for one of the systems."""

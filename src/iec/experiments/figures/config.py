@@ -36,7 +36,9 @@ def load_figure(name: str) -> FigureConfig:
     [table] = [part for part in load_tables(entry["table"]) if part.part == entry.get("part", part.part)]
     systems = tuple(System(system, {}) for system in entry.get("systems", ())) or table.systems
     images = entry.get("images", table.images)
-    return FigureConfig(name, entry["title"], entry["kind"], replace(table, systems=systems, images=images))
+    return FigureConfig(
+        name, entry["title"], entry["kind"], replace(table.as_published(), systems=systems, images=images)
+    )
 
 
 def _contents() -> dict[str, Any]:
