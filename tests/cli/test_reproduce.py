@@ -11,13 +11,14 @@ from safetensors import safe_open
 from iec.cli import main
 from iec.experiments import measuring, tables
 from iec.experiments.figures import config
+from iec.experiments.plans import Calibration
 from iec.experiments.tables import System, load_tables
 from iec.models.loading import load_pipeline
 
 
 def small(name):
     """Stands for `load_tables`."""
-    own = {"num_steps": 4, "images": 10, "dtype": "float32", "batch_size": 5}
+    own = {"num_steps": 4, "images": 10, "dtype": "float32", "batch_size": 5, "calibration": Calibration(8, 8)}
     return [replace(part, **own, systems=(System("deepcache:2", {}),)) for part in load_tables(name)]
 
 
@@ -27,7 +28,9 @@ def reproduce(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(measuring, "load_pipeline", tiny_pipeline)
     monkeypatch.setattr(tables, "load_tables", small)
     figures = {name: config.load_figure(name) for name in ("figure2", "figure3", "figure7")}
-    figures = {name: replace(figure, table=small(figure.table.name)[0]) for name, figure in figures.items()}
+    figures = {
+        name: replace(figure, table=small(figure.table.name)[0].as_published()) for name, figure in figures.items()
+    }
     monkeypatch.setattr(config, "load_figure", figures.__getitem__)
 
     def run(*arguments):
@@ -57,9 +60,9 @@ def test_images_and_batches_are_as_asked_and_keep_rows_of_their_own(reproduce, t
         code, _, _ = reproduce("table2", *arguments)
         assert code == 0
     kept = [read_row(path) for path in (tmp_path / "measured" / "rows").iterdir()]
-    # Full precision, and one system without and with correction; naming the default device changes nothing.
+    # Full precision, and one system without, with IEC and calibrated; naming the default device changes nothing.
     assert sorted((len(images), record["images"], record["device"]) for images, record in kept) == sorted(
-        3 * [(10, 10, "cpu")] + 3 * [(12, 12, "cpu")]
+        4 * [(10, 10, "cpu")] + 4 * [(12, 12, "cpu")]
     )
     assert "12 images" in (tmp_path / "out" / "table2.md").read_text()
     assert "batches of 4" in (tmp_path / "out" / "table2.html").read_text()

@@ -142,7 +142,7 @@ def test_every_data_set_is_sampled_as_its_own_pipeline_does_and_stands_beside_th
     code, printed, error = run(name, *folder(name), "--json")
     assert code == 0, error
     report = json.loads(printed)
-    corrections = 3 if name == "coco" else 2
+    corrections = 4 if name == "coco" else 3
     assert len(report["rows"]) == 2 * corrections
     images = tmp_path / "results" / name / "images"
     plain = pixels(images / "full-precision-t-4")
@@ -197,7 +197,7 @@ def test_an_interrupted_row_goes_on_to_the_same_bytes_and_nothing_is_measured_tw
 
     monkeypatch.setattr(ImageFolder, "add", lambda self, batch: (added.append(batch.start), add(self, batch))[1])
     assert run("cifar10", *options)[0] == 0
-    assert added == [0, 5, 0, 5, 0, 5, 0, 5]
+    assert added == 6 * [0, 5]
     assert digests(tmp_path / "results") == digests(tmp_path / "whole")
 
     def refuse(*arguments, **settings):
@@ -206,7 +206,7 @@ def test_an_interrupted_row_goes_on_to_the_same_bytes_and_nothing_is_measured_tw
     monkeypatch.setattr(judging, "evaluate", refuse)
     pages = (tmp_path / "pages" / "table1-cifar10.json").read_text()
     assert run("cifar10", *options)[0] == 0
-    assert len(added) == 8
+    assert len(added) == 12
     assert (tmp_path / "pages" / "table1-cifar10.json").read_text() == pages
 
 

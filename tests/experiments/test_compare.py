@@ -323,7 +323,7 @@ def test_the_best_of_a_family_has_the_smallest_distance():
     [
         ({"images": 9}, "at least 10 images"),
         ({"corrections": ()}, "no corrector"),
-        ({"corrections": (CALIBRATED,)}, "samples must be at least 8, but is 4"),
+        ({"corrections": (CALIBRATED,), "calibration": Calibration(4, 4)}, "samples must be at least 8, but is 4"),
         ({"corrections": (FittedCorrection(bands=2),), "calibration": Calibration(8, 8)}, "bands must be 1, 3 or None"),
         ({"corrections": (iec.IECConfig(relaxation=0),)}, "corrects nothing"),
         ({"corrections": (iec.IECConfig(num_iterations=0),)}, "corrects nothing"),

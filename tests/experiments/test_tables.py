@@ -190,19 +190,20 @@ def test_table_four_is_one_page_with_both_parts_and_says_what_has_no_counterpart
     assert page.startswith("# table4\n")
     assert "## ImageNet: CacheQuant over 250 uniform steps" in page
     assert "## MS-COCO: CacheQuant with Stable Diffusion's PLMS" in page
-    assert page.count("paper scale only") == 2 + 6  # a note on each part, and CLIP score in each row of MS-COCO
+    assert page.count("paper scale only") == 2 + 8  # a note on each part, and CLIP score in each row of MS-COCO
     imagenet, coco = (result_table(part) for part in parts)
     titles = [column.title for column in coco.columns]
-    assert [row.cells[titles.index("CLIP score")] for row in coco.rows] == ["paper scale only"] * 6
+    assert [row.cells[titles.index("CLIP score")] for row in coco.rows] == ["paper scale only"] * 8
     assert "CLIP score" not in [column.title for column in imagenet.columns]
-    first, corrected = coco.rows[3].cells, coco.rows[4].cells
+    first, corrected = coco.rows[4].cells, coco.rows[5].cells
     assert [corrected[titles.index(name)] for name in ("MS-COCO", "MS-COCO IS")] == ["41.5", "41.5"]
     # T=4 by PLMS are 5 evaluations, of which a cache of 2 makes 0, 2 and 4 in full; the first one is corrected.
     assert first[titles.index("evaluations")] == "3 + 2"
     assert corrected[titles.index("evaluations")] == "4 + 2"
-    assert coco.rows[5].cells[titles.index("evaluations")] == "6 + 2"
+    assert coco.rows[6].cells[titles.index("evaluations")] == "6 + 2"
+    assert coco.rows[7].cells[titles.index("evaluations")] == "3 + 2"  # the calibrated correction evaluates nothing
     rows = {part["part"]: part["rows"] for part in json.loads(paths[1].read_text())["parts"]}
-    assert rows["MS-COCO"][4]["published"] == dict.fromkeys(["MS-COCO", "MS-COCO IS", "MS-COCO CLIP"], 41.5)
+    assert rows["MS-COCO"][5]["published"] == dict.fromkeys(["MS-COCO", "MS-COCO IS", "MS-COCO CLIP"], 41.5)
     assert rows["ImageNet"][0]["full_evaluations"] == 4
 
 
@@ -216,7 +217,7 @@ def test_the_inception_score_is_that_of_the_embedded_classifier(table, tmp_path)
     )
     assert judged.systems[1].scores[1].value == pytest.approx(expected, rel=1e-6)
     drawn = result_table(judged)
-    cell = drawn.rows[3].cells[[column.title for column in drawn.columns].index("IS-cifar")]
+    cell = drawn.rows[4].cells[[column.title for column in drawn.columns].index("IS-cifar")]
     assert cell.startswith(f"{expected:.2f} [")
     assert any(f"CIFAR-10's test set has {real:.2f}." in note for note in drawn.notes)
 

@@ -126,8 +126,6 @@ def _system(config: DemoConfig, base: Setting, unit: EvaluationCost) -> System:
     rivals += [replace(uncached, num_steps=steps, sampler=Sampling(solver)) for solver in config.solvers]
     if not quantizes(base.technique):
         rivals.append(replace(uncached, num_steps=steps, correction=CALIBRATED))
-    twice = max(setting.cost(unit) for setting in corrected)
-    rivals.append(replace(uncached, num_steps=max(1, int(twice))))
     return System(base, corrected, tuple(dict.fromkeys(setting for setting in rivals if setting != base)))
 
 

@@ -127,6 +127,9 @@ def parse_correction(text: str | None) -> Correction | None:
         return FittedCorrection(**{key: _cast(key, value, _FITTED_FIELDS) for key, value in map(_pair, rest)})
     if text == "relaxation=fitted":
         return FITTED_IEC
+    if "=" not in text:
+        known = "none, calibrated, adams, relaxation=fitted, relaxation=0.5, " + ", ".join(_PRESETS)
+        raise ValueError(f"Unknown correction '{text}': use {known}.")
     settings: dict[str, Any] = {}
     for key, value in map(_pair, text.split(",")):
         if key not in _CORRECTION_NAMES:

@@ -21,8 +21,17 @@ from iec.fitting.latents import latents_of
 from iec.fitting.noise_levels import noise_levels
 from iec.fitting.reference import ReferenceStates, make_reference
 from iec.fitting.session import Progress, Session
+from iec.method.noise import MAX_SEED
 from iec.pipelines.correction_plan import CorrectionPlan, FitReport
-from iec.pipelines.deployment import call_arguments, denoisers, guidance_of, model_identity, technique_of
+from iec.pipelines.deployment import (
+    call_arguments,
+    denoisers,
+    different_setting,
+    guidance_of,
+    model_identity,
+    scheduler_settings,
+    technique_of,
+)
 from iec.pipelines.scheduler_state import copied_scheduler
 from iec.runtime import Sampler, require_pipeline
 
@@ -49,7 +58,8 @@ class FitConfig:
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        integers = {"num_inference_steps": 1, "samples": _FEWEST_SAMPLES, "batch_size": 1, "substeps": 1, "history": 0}
+        integers = {"num_inference_steps": 1, "samples": _FEWEST_SAMPLES, "batch_size": 1}
+        integers |= {"substeps": 1, "history": 0, "seed": 0}
         for name, least in integers.items():
             value = getattr(self, name)
             if value is None and name in ("substeps", "history"):
@@ -58,6 +68,8 @@ class FitConfig:
                 raise TypeError(f"{name} must be an integer, but is {value!r}.")
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, but is {value}.")
+        if self.seed > MAX_SEED:
+            raise ValueError(f"seed must lie in 0..{MAX_SEED}, but is {self.seed}.")
         if self.bias is not None and not isinstance(self.bias, bool):
             raise TypeError(f"bias must be True, False or None, but is {self.bias!r}.")
         if self.bands not in (None, 1, 3):
@@ -116,6 +128,10 @@ def calibrate_correction(
     config = FitConfig(num_inference_steps, samples, seed, history, bias, bands, relaxation, substeps, batch_size)
     if not isinstance(inputs, (Mapping, type(None))):
         raise TypeError(f"inputs must be a mapping from arguments of the call, or None, but is {inputs!r}.")
+    if checkpoint is not None and not isinstance(checkpoint, (str, Path)):
+        raise TypeError(f"checkpoint must be a folder, but is {checkpoint!r}.")
+    if not callable(on_progress):
+        raise TypeError(f"on_progress must be callable as on_progress(done, total), but is {on_progress!r}.")
     given = dict(inputs or {})
     require_fit(pipe, config, reference, given)
     batches = Batches(samples, batch_size, seed)
@@ -219,7 +235,10 @@ class _Calibration:
 
     def _plan(self, sampler: Sampler, shape: tuple[int, ...], report: FitReport) -> CorrectionPlan:
         guidance = guidance_of(call_arguments(self.pipe, self.inputs))
-        return CorrectionPlan(sampler, self.model, self.technique, shape[1:], report, guidance=guidance)
+        settings = scheduler_settings(self.pipe.scheduler)
+        return CorrectionPlan(
+            sampler, self.model, self.technique, shape[1:], report, guidance=guidance, scheduler=settings
+        )
 
     def _report(self, plain: float, corrected: float) -> FitReport:
         config, reference = self.config, self.reference
@@ -263,6 +282,9 @@ def _require_alike(pipe: DiffusionPipeline, reference: DiffusionPipeline) -> Non
             f"The reference has a {type(reference.scheduler).__name__}, but this pipeline a "
             f"{type(pipe.scheduler).__name__}: give it the same scheduler."
         )
+    changed = different_setting(scheduler_settings(pipe.scheduler), scheduler_settings(reference.scheduler))
+    if changed is not None:
+        raise ValueError(f"The reference's scheduler has {changed}: give it the same scheduler.")
 
 
 def _identity(pipe: Any, reference: Any, config: FitConfig, inputs: Mapping[str, Any]) -> dict[str, Any]:

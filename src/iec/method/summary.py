@@ -1,6 +1,7 @@
 """What one run did: per step, whether it was corrected, by how much, and at what cost."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -154,6 +155,13 @@ class Summary:
         last = "added to the output" if outputs else "residuals"
         header = f"{'step':>4}  {'timestep':>8}  {'corrected':<10}  {'full':>4}  {'cached':>6}  {'ms':>8}  {last}"
         return "\n".join([title, header, *map(_row, self.steps), *(f"! {line}" for line in self.all_warnings)])
+
+
+def step_count_warning(summary: Summary, completed: bool) -> Iterator[str]:
+    """A sentence where a run that was completed took another number of steps than it had timesteps."""
+    made, planned = len(summary.steps), summary.num_steps
+    if made != planned and completed:
+        yield f"The pipeline took {made} steps where its scheduler had {planned} timesteps."
 
 
 _RULES: tuple[Rule, ...] = ("plan", "adams")

@@ -9,7 +9,13 @@ import torch
 
 from iec.method.calibrated import CalibratedRun, StepCoefficients, require_timesteps
 from iec.method.config import IECConfig
-from iec.pipelines.deployment import guidance_of, model_identity, technique_of
+from iec.pipelines.deployment import (
+    different_setting,
+    guidance_of,
+    model_identity,
+    scheduler_settings,
+    technique_of,
+)
 from iec.runtime import Sampler
 from iec.runtime.sampler import sampler_settings
 from iec.storage.plan_files import read_plan, write_plan
@@ -66,6 +72,8 @@ class FitReport:
 
     def __str__(self) -> str:
         text = f"error of the final state {self.plain:.4f} -> {self.corrected:.4f} on held-out trajectories"
+        if self.corrected >= self.plain:
+            return f"{text}: it gains nothing there, so leave it out"
         if not self.tried:  # lambdas of IEC, of which the solver's part is not known
             return text
         if self.solver_plain is None:
@@ -80,6 +88,7 @@ class CorrectionPlan:
     fitted: the outputs' correction; None where relaxations are fitted. relaxations: IEC's lambda of each step (0: the
     step is not corrected). sampler: the scheduler's class and timesteps. model, technique: of the pipeline that the
     plan is for. guidance: the scales of its calls. latent: the shape of one state. report: how it was made.
+    scheduler: the scheduler's settings.
     """
 
     sampler: Sampler
@@ -90,6 +99,7 @@ class CorrectionPlan:
     fitted: StepCoefficients | None = None
     relaxations: tuple[float, ...] | None = None
     guidance: Mapping[str, float] = field(default_factory=dict)
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_steps(self) -> int:
@@ -102,12 +112,12 @@ class CorrectionPlan:
         Raises ValueError where the timesteps are others, or where the plan holds IEC's lambdas.
         """
         if self.fitted is None:
-            raise ValueError("This plan holds IEC's lambdas, which evaluate again: give its `iec_config` as config.")
+            raise ValueError("This plan holds IEC's lambdas, which only a pipeline can use: iec.enable(pipe, plan).")
         return self.fitted.begin(timesteps)
 
     @property
     def iec_config(self) -> IECConfig | None:
-        """IEC at the steps whose fitted lambda is not 0; None where the plan corrects outputs."""
+        """IEC at the steps whose fitted lambda is not 0, without the lambdas; None where outputs are corrected."""
         if self.relaxations is None:
             return None
         chosen = [step for step, relaxation in enumerate(self.relaxations) if relaxation]
@@ -141,6 +151,24 @@ class CorrectionPlan:
                 f"{found.scheduler}: use that scheduler, or calibrate again."
             )
         require_timesteps(self.sampler.timesteps, found.timesteps)
+        changed = different_setting(self.scheduler, scheduler_settings(scheduler))
+        if changed is not None:
+            raise ValueError(
+                f"This correction plan was calibrated for another {found.scheduler}: the run has {changed}; "
+                "calibrate with these settings."
+            )
+
+    def require_latent(self, shape: Sequence[int]) -> str | None:
+        """A warning, where a state [...] has another size than the plan's.
+
+        Raises ValueError where the plan tells its pixels apart by frequency bands.
+        """
+        if tuple(shape) == self.latent:
+            return None
+        sizes = f"calibrated on latents of shape {list(self.latent)}, but this run has {list(shape)}"
+        if self.fitted is not None and self.fitted.num_bands > 1:
+            raise ValueError(f"This correction plan has frequency bands and was {sizes}: calibrate at this size.")
+        return f"The correction plan was {sizes}: it may gain less."
 
     def other_guidance(self, arguments: Mapping[str, Any]) -> str | None:
         """A warning, where a call has other guidance scales than the plan's."""
@@ -162,6 +190,7 @@ class CorrectionPlan:
             "sampler": sampler_settings(self.sampler),
             "latent": list(self.latent),
             "guidance": dict(self.guidance),
+            "scheduler": dict(self.scheduler),
             "report": asdict(self.report),
         }
         if self.relaxations is not None:
@@ -190,6 +219,7 @@ class CorrectionPlan:
                 tuple(map(int, settings["latent"])),
                 FitReport(**{**report, "tried": tuple(TriedFit(**one) for one in report["tried"])}),
                 guidance={str(name): float(value) for name, value in settings["guidance"].items()},
+                scheduler=dict(settings["scheduler"]),
             )
             if "relaxations" in tensors:
                 plan = replace(plan, relaxations=tuple(tensors["relaxations"].tolist()))

@@ -12,7 +12,7 @@ from iec.method.config import IECConfig
 from iec.method.correction import choose, correct
 from iec.method.errors import require_finite
 from iec.method.steps import select_steps
-from iec.method.summary import StepRecord, Summary
+from iec.method.summary import StepRecord, Summary, step_count_warning
 from iec.pipelines.caches import CacheAdapter, bound_to, caches_of
 from iec.pipelines.correction_plan import CorrectionPlan
 from iec.pipelines.errors import took_no_step
@@ -85,9 +85,7 @@ class CorrectedRun(Part):
             raise took_no_step(self.run.pipe)
 
     def _warnings(self, completed: bool) -> Iterator[str]:
-        made, planned = len(self.summary.steps), self.summary.num_steps
-        if made != planned and completed:
-            yield f"The pipeline took {made} steps where its scheduler had {planned} timesteps."
+        yield from step_count_warning(self.summary, completed)
         if self.rounded_away:
             count, corrected = len(self.rounded_away), len(self.summary.corrected)
             yield (

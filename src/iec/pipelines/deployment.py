@@ -1,6 +1,7 @@
 """What a pipeline runs with: which networks denoise, what makes them efficient, and how strongly they are guided."""
 
 import inspect
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -42,6 +43,21 @@ def guidance_of(arguments: Mapping[str, Any]) -> dict[str, float]:
     """The guidance scales among the arguments of a pipeline's call."""
     found = {name: arguments.get(name) for name in _GUIDANCE}
     return {name: float(value) for name, value in found.items() if isinstance(value, (int, float))}
+
+
+def scheduler_settings(scheduler: Any) -> dict[str, Any]:
+    """A scheduler's settings as JSON values."""
+    kept = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    settings: dict[str, Any] = json.loads(json.dumps(kept, default=str))
+    return settings
+
+
+def different_setting(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
+    """The first setting in which two schedulers differ, in words; None where they do not."""
+    for name in sorted({*ours, *theirs}):
+        if ours.get(name) != theirs.get(name):
+            return f"{name} {theirs.get(name)!r} in the place of {ours.get(name)!r}"
+    return None
 
 
 def _identities(pipe: Any) -> list[Any]:

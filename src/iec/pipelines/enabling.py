@@ -47,7 +47,7 @@ def _participant(pipe: DiffusionPipeline, config: Any) -> Corrector | OutputCorr
         )
     config.require_fits(pipe)
     if config.iec_config is None:
-        return OutputCorrection(config)
+        return OutputCorrection(config, pipe)
     require_no_conflict(pipe)
     return Corrector(config.iec_config, config)
 

@@ -2,7 +2,7 @@
 
 import inspect
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,10 +10,10 @@ import torch
 
 from iec.method.cache import Cache, RunCache, was_full
 from iec.method.output_corrector import OutputCorrector, OutputRun
-from iec.method.summary import StepRecord, Summary
+from iec.method.summary import StepRecord, Summary, step_count_warning
 from iec.pipelines.caches import bound_to, caches_of
 from iec.pipelines.correction_plan import CorrectionPlan
-from iec.pipelines.deployment import call_arguments
+from iec.pipelines.deployment import call_arguments, denoisers
 from iec.pipelines.errors import IECUnsupportedError, took_no_step
 from iec.pipelines.step_map import previous_sample, timestep_number
 from iec.pipelines.step_trial import step_kind
@@ -41,8 +41,10 @@ def require_correctable(scheduler: Any, arguments: Mapping[str, Any], planned: b
 class OutputCorrection(Participant):
     """Corrects the outputs of one pipeline's runs; `latest` is the summary of its latest run."""
 
-    def __init__(self, corrector: OutputCorrector) -> None:
+    def __init__(self, corrector: OutputCorrector, pipe: Any = None) -> None:
         self.corrector = corrector
+        # The networks that the plan was found to fit; others are looked at again.
+        self.networks = {} if pipe is None else denoisers(pipe)
         self.latest: Summary | None = None
 
     def join(self, run: Run) -> "OutputCorrectedRun":
@@ -58,11 +60,15 @@ class OutputCorrectedRun(Part):
         self.summary = Summary(0, 0)
         self.caches: list[Cache] = [RunCache(run.clock)]
         self.steps: OutputRun | None = None
+        self.other_size: str | None = None
         self._stack = ExitStack()
         self.started = time.perf_counter()
 
     def __enter__(self) -> "OutputCorrectedRun":
         if self.plan is not None:
+            known = self.correction.networks
+            if known and any(known.get(name) is not own for name, own in denoisers(self.run.pipe).items()):
+                self.plan.require_fits(self.run.pipe)
             self.plan.require_technique(self.run.pipe)
         networks = {id(c): c for c in self.run.pipe.components.values() if isinstance(c, torch.nn.Module)}
         with ExitStack() as stack:
@@ -80,23 +86,26 @@ class OutputCorrectedRun(Part):
     def __exit__(self, *exception: Any) -> None:
         self._stack.close()
         if self.summary.steps:
-            self.summary.warnings += self._warnings()
+            self.summary.warnings += self._warnings(completed=exception[0] is None)
             self.correction.latest = self.summary
         elif exception[0] is None:
             raise took_no_step(self.run.pipe)
 
-    def _warnings(self) -> list[str]:
+    def _warnings(self, completed: bool) -> Iterator[str]:
+        yield from step_count_warning(self.summary, completed)
         if self.plan is None:
-            return []
+            return
         guidance = self.plan.other_guidance(call_arguments(self.run.pipe, self.run.arguments))
+        if guidance is not None:
+            yield guidance
+        if self.other_size is not None:
+            yield self.other_size
         fallen = len(self.summary.by_rule("adams"))
-        warnings = [] if guidance is None else [guidance]
         if fallen:
-            warnings.append(
+            yield (
                 f"At {fallen} steps the cache decided otherwise than while the plan was calibrated; Adams' rule "
                 "corrected them."
             )
-        return warnings
 
     def timesteps_set(self) -> None:
         """A run over new timesteps begins, with an empty history."""
@@ -131,6 +140,8 @@ class OutputCorrectedRun(Part):
                     f"{type(scheduler).__name__}.step is not given one model output of the shape of its sample, so it "
                     "cannot be corrected: disable correction for this pipeline (iec.disable)."
                 )
+            if self.plan is not None and not self.summary.steps:
+                self.other_size = self.plan.require_latent(sample.shape[1:])
             arguments["model_output"] = self._corrected(output, sample, timestep, record)
         stepped = commit(*call.args, **call.kwargs)
         record.seconds = time.perf_counter() - self.started

@@ -9,7 +9,7 @@ def call_parameters(pipe: Any, inputs: Mapping[str, Any], given: Collection[str]
     """The parameters of the pipeline's call, to which `inputs` and the arguments named in `given` will be passed.
 
     Raises ValueError, naming it, for an input that the call does not take, or one that it needs and would not get; a
-    prompt is always needed.
+    prompt is always needed, or its embeddings.
     """
     parameters = inspect.signature(type(pipe).__call__).parameters
     for name in inputs:
@@ -17,6 +17,7 @@ def call_parameters(pipe: Any, inputs: Mapping[str, Any], given: Collection[str]
             raise ValueError(f"{type(pipe).__name__} takes no '{name}'.")
     for name, parameter in parameters.items():
         required = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-        if (required or name == "prompt") and name not in {*inputs, *given, "self"}:
+        asked = required or (name == "prompt" and "prompt_embeds" not in inputs)
+        if asked and name not in {*inputs, *given, "self"}:
             raise ValueError(f"{type(pipe).__name__} needs '{name}', which was not given.")
     return parameters
