@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Build environments are pinned too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: demo test lint bench evidence results tables support slow clean
+.PHONY: demo test lint bench evidence results study tables support slow clean
 
 demo: $(VENV)/.runs
 	$(BIN)/iec demo
@@ -38,6 +38,9 @@ results: $(VENV)/.runs
 # About five hours on two cores; what is in runs/evidence is not sampled again.
 TABLES := table1 table2 table3 table4 table5 iterations relaxation pareto severity
 FIGURES := $(foreach number,2 3 4 5 6 7 8 9 10 11,figure$(number))
+
+study: $(VENV)/.runs
+	$(BIN)/iec reproduce correction -o docs/results --results runs/evidence
 
 tables: $(VENV)/.runs
 	for name in $(TABLES) $(FIGURES); do $(BIN)/iec reproduce $$name -o docs/results --results runs/evidence || exit 1; done

@@ -5,7 +5,7 @@ from typing import Any
 
 from iec.experiments.correction_study import CorrectionStudy, StudyRow
 from iec.experiments.spread import difference_spread, kernel_spread, psnr_spread
-from iec.reports.table import Column, Row, RowStyle, Table, to_markdown
+from iec.reports.table import Column, Row, Table, to_markdown
 from iec.storage.files import write_json, write_text
 
 _COLUMNS = (
@@ -17,7 +17,6 @@ _COLUMNS = (
     Column("calibrated minus this", note="KD-cifar x1000, paired"),
     Column("the calibrated correction", align="left"),
 )
-_STYLES: dict[str, RowStyle] = {"wins": "win", "loses": "lose", "not separable": ""}
 
 
 def study_tables(groups: list[list[StudyRow]], study: CorrectionStudy) -> list[Table]:
@@ -69,7 +68,7 @@ def _row(row: StudyRow) -> Row:
         "" if found is None else difference_spread(found.difference),
         "" if found is None else found.outcome,
     )
-    return Row(cells, "reference" if found is None else _STYLES[found.outcome])
+    return Row(cells, "reference" if found is None else "")
 
 
 def _numbers(row: StudyRow) -> dict[str, Any]:
