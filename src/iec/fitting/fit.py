@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from iec.efficient.lockstep import wait_for_all
 from iec.fitting.least_squares import NormalEquations
-from iec.fitting.lockstep import Pause
 from iec.fitting.reference import ReferenceStates
 from iec.method.calibrated import StepCoefficients
 from iec.method.clock import Clock
@@ -112,8 +112,8 @@ class OutputFit:
 class FitParticipant(Participant):
     """One batch's part in an output fit."""
 
-    def __init__(self, fit: OutputFit, batch: int, first: int, pause: Pause) -> None:
-        self.fit, self.batch, self.first, self.pause = fit, batch, first, pause
+    def __init__(self, fit: OutputFit, batch: int, first: int) -> None:
+        self.fit, self.batch, self.first = fit, batch, first
 
     def join(self, run: Run) -> "_FittedRun":
         return _FittedRun(self, run)
@@ -150,7 +150,7 @@ class _FittedRun(Part):
         fit.add(target, slope, outputs, self.by.first)
         if self.by.batch == 0:
             fit.full_steps.append(self.run.clock.full is not False)
-        self.caches.paused(self.by.pause)
+        self.caches.wait_for_all()
         term = fit.term(step, outputs)
         if term is not None and variable.scale:
             output = output + term / variable.scale
@@ -182,10 +182,10 @@ class CacheStates:
         for adapter, state in zip(self.adapters, states, strict=True):
             adapter.restore(state)
 
-    def paused(self, pause: Pause) -> None:
-        """Pause, and go on with the states of now."""
+    def wait_for_all(self) -> None:
+        """Wait for the other batches, and go on with the states of now."""
         states = self.snapshot()
-        pause()
+        wait_for_all()
         self.restore(states)
 
 

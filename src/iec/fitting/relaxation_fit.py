@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from iec.efficient.lockstep import wait_for_all
 from iec.fitting.fit import mean_error, relative_errors
 from iec.fitting.least_squares import NormalEquations
-from iec.fitting.lockstep import Pause
 from iec.fitting.reference import ReferenceStates
 from iec.method.config import IECConfig
 from iec.pipelines.corrector import Corrector
@@ -68,15 +68,15 @@ class RelaxationFit:
 class FittedCorrector(Corrector):
     """IEC on one batch, which waits at every step for the lambda that fits all batches."""
 
-    def __init__(self, fit: RelaxationFit, batch: int, first: int, pause: Pause) -> None:
+    def __init__(self, fit: RelaxationFit, batch: int, first: int) -> None:
         super().__init__(IECConfig(tolerance=0.0))
-        self.fit, self.batch, self.first, self.pause = fit, batch, first, pause
+        self.fit, self.batch, self.first = fit, batch, first
 
     def relax(self, step: int) -> Callable[[torch.Tensor, torch.Tensor], float]:
         def fitted(state: torch.Tensor, residual: torch.Tensor) -> float:
             expected = self.fit.reference.state(self.batch, step + 1).to(state.device)
             self.fit.add(step, expected - state, residual, self.first)
-            self.pause()
+            wait_for_all()
             return self.fit.relaxations[step]
 
         return fitted

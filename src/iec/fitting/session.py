@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
+from iec.efficient.lockstep import run_together
 from iec.fitting.deployed_calls import Batches
 from iec.fitting.fit import CacheStates, Candidate, FitParticipant, OutputFit, mean_error
 from iec.fitting.latents import Latents
-from iec.fitting.lockstep import Pause, run_in_lockstep
 from iec.fitting.reference import ReferenceStates
 from iec.fitting.relaxation_fit import FinalState, FittedCorrector, RelaxationFit, final_errors
 from iec.method.clock import Clock
@@ -64,8 +64,8 @@ class Session:
             )
         fit = RelaxationFit(self.states, self.held_out)
 
-        def standing(batch: int, first: int, pause: Pause) -> list[Participant]:
-            return [FittedCorrector(fit, batch, first, pause), FinalState(batch, fit.finish)]
+        def standing(batch: int, first: int) -> list[Participant]:
+            return [FittedCorrector(fit, batch, first), FinalState(batch, fit.finish)]
 
         self._in_lockstep(pipe, fit.solve, standing)
         return fit
@@ -102,15 +102,15 @@ class Session:
         self,
         pipe: DiffusionPipeline,
         solve: Callable[[], None],
-        standing: Callable[[int, int, Pause], Sequence[Participant]],
+        standing: Callable[[int, int], Sequence[Participant]],
     ) -> None:
-        """Run all batches; `standing(batch, first trajectory, pause)` makes what stands around a batch's steps."""
+        """Run all batches; `standing(batch, first trajectory)` makes what stands around a batch's steps."""
 
-        def call(number: int, part: range) -> Callable[[Pause], None]:
-            return lambda pause: self._call(pipe, part, *standing(number, part.start, pause))
+        def call(number: int, part: range) -> Callable[[], None]:
+            return lambda: self._call(pipe, part, *standing(number, part.start))
 
         def on_round() -> None:
             solve()
             self.advance(self.batches.samples)
 
-        run_in_lockstep([call(number, part) for number, part in enumerate(self.batches.parts)], on_round)
+        run_together([call(number, part) for number, part in enumerate(self.batches.parts)], on_round)

@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from iec.fitting.lockstep import run_in_lockstep
+from iec.efficient.lockstep import run_together, wait_for_all
 
 
 @pytest.fixture(autouse=True)
@@ -17,10 +17,10 @@ def _no_thread_stays_alive():
 
 
 def pausing(name, times, events, error=None):
-    def call(pause):
+    def call():
         for turn in range(times):
             events.append((name, turn))
-            pause()
+            wait_for_all()
         events.append((name, "end"))
         if error is not None:
             raise error
@@ -32,7 +32,7 @@ def pausing(name, times, events, error=None):
 @pytest.mark.parametrize("times", [0, 1, 3])
 def test_every_round_waits_for_all(calls, times):
     events = []
-    run_in_lockstep([pausing(name, times, events) for name in range(calls)], lambda: events.append("round"))
+    run_together([pausing(name, times, events) for name in range(calls)], lambda: events.append("round"))
     expected = []
     for turn in range(times):
         expected += [(name, turn) for name in range(calls)] + ["round"]
@@ -40,7 +40,7 @@ def test_every_round_waits_for_all(calls, times):
 
 
 def test_nothing_to_call():
-    run_in_lockstep([], lambda: None)
+    run_together([], lambda: None)
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("a"), KeyboardInterrupt(), SystemExit(3)])
@@ -49,16 +49,16 @@ def test_what_a_call_raises_is_raised_and_the_others_end(who, error):
     events, ended = [], []
 
     def watched(name):
-        def call(pause):
+        def call():
             try:
-                pausing(name, 2, events, error if name == who else None)(pause)
+                pausing(name, 2, events, error if name == who else None)()
             finally:
                 ended.append(name)
 
         return call
 
     with pytest.raises(type(error)) as raised:
-        run_in_lockstep([watched(name) for name in range(3)], lambda: None)
+        run_together([watched(name) for name in range(3)], lambda: None)
     assert raised.value is error
     assert sorted(ended) == [0, 1, 2]
 
@@ -67,9 +67,9 @@ def test_what_a_call_raises_is_raised_and_the_others_end(who, error):
 def test_what_a_round_raises_is_raised_and_the_calls_end(error):
     ended = []
 
-    def call(pause):
+    def call():
         try:
-            pause()
+            wait_for_all()
         finally:
             ended.append(True)
 
@@ -77,39 +77,39 @@ def test_what_a_round_raises_is_raised_and_the_calls_end(error):
         raise error
 
     with pytest.raises(error):
-        run_in_lockstep([call, call], on_round)
+        run_together([call, call], on_round)
     assert ended == [True, True]
 
 
 def test_an_error_before_the_first_pause_leaves_the_others_unbegun():
     events = []
 
-    def fail(pause):
+    def fail():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        run_in_lockstep([fail, pausing("other", 1, events)], lambda: None)
+        run_together([fail, pausing("other", 1, events)], lambda: None)
     assert events == []
 
 
 @pytest.mark.parametrize("times", [(1, 2), (2, 1), (0, 1)])
 def test_calls_of_different_length_are_refused(times):
-    with pytest.raises(RuntimeError, match="different numbers of steps"):
-        run_in_lockstep([pausing(name, count, []) for name, count in enumerate(times)], lambda: None)
+    with pytest.raises(RuntimeError, match="cannot be made together"):
+        run_together([pausing(name, count, []) for name, count in enumerate(times)], lambda: None)
 
 
 def test_only_one_call_runs_at_a_time():
     running, most = [], []
 
-    def call(pause):
+    def call():
         for _ in range(20):
             running.append(True)
             most.append(len(running))
             sum(range(1000))
             running.pop()
-            pause()
+            wait_for_all()
 
-    run_in_lockstep([call] * 4, lambda: most.append(len(running)))
+    run_together([call] * 4, lambda: most.append(len(running)))
     assert max(most) == 1
 
 
@@ -119,20 +119,20 @@ def test_a_call_sees_the_context_of_its_maker_and_keeps_its_own():
     seen = []
 
     def call(name):
-        def work(pause):
+        def work():
             seen.append(variable.get())
             variable.set(name)
-            pause()
+            wait_for_all()
             seen.append(variable.get())
 
         return work
 
-    run_in_lockstep([call("first"), call("second")], lambda: None)
+    run_together([call("first"), call("second")], lambda: None)
     assert seen == ["made", "made", "first", "second"]
     assert variable.get() == "made"
 
 
 def test_nothing_is_differentiated():
     seen = []
-    run_in_lockstep([lambda pause: seen.append(torch.is_grad_enabled())], lambda: None)
+    run_together([lambda: seen.append(torch.is_grad_enabled())], lambda: None)
     assert seen == [False]
