@@ -19,7 +19,7 @@ import iec
 from iec.method import StepCoefficients
 from iec.models.loading import load_pipeline
 from iec.pipelines.correction_plan import FitReport
-from iec.pipelines.deployment import model_identity, technique_of
+from iec.pipelines.deployment import model_identity, scheduler_settings, technique_of
 from iec.runtime import Sampler
 
 STEPS = 10
@@ -48,7 +48,15 @@ def made_up_plan(pipe) -> iec.CorrectionPlan:
     constants = 0.01 * torch.rand(STEPS, 3, generator=numbers, dtype=torch.float64)
     fitted = StepCoefficients(sampler.timesteps, coefficients, constants)
     report = FitReport(64, 0, 6, "full precision", 1.0, 0.1)
-    return iec.CorrectionPlan(sampler, model_identity(pipe), technique_of(pipe), (3, 32, 32), report, fitted)
+    return iec.CorrectionPlan(
+        sampler,
+        model_identity(pipe),
+        technique_of(pipe),
+        (3, 32, 32),
+        report,
+        fitted,
+        scheduler=scheduler_settings(pipe.scheduler),
+    )
 
 
 def run(pipe, batch_size: int, config: iec.IECConfig | iec.AdamsConfig | iec.CorrectionPlan | None = None) -> None:

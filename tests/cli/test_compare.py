@@ -40,6 +40,7 @@ def test_a_users_model_is_compared_and_then_found_again(compare, model, tmp_path
     for name in ("_SCALES", "_WINDOWS", "_SOLVERS"):
         monkeypatch.setattr(rivals, name, getattr(rivals, name)[-1:])
     arguments = (model, "--steps", 4, "--cache", "deepcache:2", "-n", 10, "--batch-size", 10, "--correct", "paper")
+    arguments += ("--samples", 8)
     code, printed, told = compare(*arguments, "-o", tmp_path / "out", "--json")
     assert code == 0
     result = json.loads(printed)
@@ -74,7 +75,7 @@ def test_latent_models_with_prompts_and_classes_are_compared_as_they_sample(
     options = [tmp_path / option if option == "captions" else option for option in options]
     code, printed, _ = compare(
         tmp_path / "model", *options, "--steps", 6, "--cache", "deepcache:2", "-n", 10, "--batch-size", 4,
-        "--correct", "paper", "--reference", tmp_path / "real.npz", "-o", tmp_path / "out", "--json",
+        "--correct", "paper", "--samples", 8, "--reference", tmp_path / "real.npz", "-o", tmp_path / "out", "--json",
     )  # fmt: skip
     assert code == 0
     result = json.loads(printed)

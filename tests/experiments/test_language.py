@@ -111,7 +111,7 @@ def test_three_options_name_one_technique():
         (parse_correction, "steps=edges:2", "A must be a fraction above 0"),
         (parse_correction, "cache=keep", "cache must be one of refresh, bypass, reuse"),
         (parse_correction, "strength=1", "Unknown correction setting 'strength'"),
-        (parse_correction, "always", "'always' is no setting"),
+        (parse_correction, "always", "Unknown correction 'always': use none, calibrated, adams"),
     ],
 )
 def test_bad_options_are_one_sentence(parse, text, sentence):

@@ -135,4 +135,5 @@ def test_the_solvers_share_is_of_the_squared_error(errors, share):
     report = FitReport(8, 0, 2, "given", plain, corrected, solver_plain, solver_corrected, tried)
     assert report.solver_share == pytest.approx(share)
     assert f"{plain:.4f} -> {corrected:.4f}" in str(report)
-    assert (f"{share:.0%} of the gain" in str(report)) == (solver_plain is not None)
+    assert (f"{share:.0%} of the gain" in str(report)) == (solver_plain is not None and corrected < plain)
+    assert ("leave it out" in str(report)) == (corrected >= plain)
