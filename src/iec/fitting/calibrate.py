@@ -59,7 +59,7 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         integers = {"num_inference_steps": 1, "samples": _FEWEST_SAMPLES, "batch_size": 1}
-        integers |= {"substeps": 1, "history": 0, "seed": -math.inf}
+        integers |= {"substeps": 1, "history": 0, "seed": 0}
         for name, least in integers.items():
             value = getattr(self, name)
             if value is None and name in ("substeps", "history"):
@@ -68,7 +68,7 @@ class FitConfig:
                 raise TypeError(f"{name} must be an integer, but is {value!r}.")
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, but is {value}.")
-        if not 0 <= self.seed <= MAX_SEED:
+        if self.seed > MAX_SEED:
             raise ValueError(f"seed must lie in 0..{MAX_SEED}, but is {self.seed}.")
         if self.bias is not None and not isinstance(self.bias, bool):
             raise TypeError(f"bias must be True, False or None, but is {self.bias!r}.")
