@@ -288,7 +288,6 @@ def _require_alike(pipe: DiffusionPipeline, reference: DiffusionPipeline) -> Non
 
 
 def _identity(pipe: Any, reference: Any, config: FitConfig, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    scheduler = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
     given = model_identity(reference) if isinstance(reference, DiffusionPipeline) else reference
     return {
         "version of iec": __version__,
@@ -296,6 +295,6 @@ def _identity(pipe: Any, reference: Any, config: FitConfig, inputs: Mapping[str,
         "model": model_identity(pipe),
         "technique": technique_of(pipe),
         "reference": given,
-        "scheduler": described({"kind": type(pipe.scheduler).__name__, **scheduler}),
+        "scheduler": {"kind": type(pipe.scheduler).__name__, **scheduler_settings(pipe.scheduler)},
         "set of inputs": described(inputs),
     }
